@@ -1,0 +1,98 @@
+"""Generative adversarial networks (Goodfellow et al. 2014, arXiv 1406.2661), with gradient penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genlab import noise
+from genlab.models.adversarial import AdversarialModel, Player
+from genlab.models.base import Condition
+
+
+@dataclass(frozen=True)
+class LatentSampler:
+    """z ~ N(0, 1), shrunk towards 0 by `truncation` (1 samples the model's distribution).
+
+    Args:
+        truncation: factor of z; below 1 trades variety for fidelity.
+    """
+
+    truncation: float = 1.0
+    nfe: int = 1
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class GAN(AdversarialModel):
+    """A generator and a critic. Real and fake always pass the critic with the same labels.
+
+    Args:
+        generator: (z [B, latent_dim], labels [B] or None) -> images [B, C, H, W]; has `latent_dim`.
+        critic: (images, labels or None) -> logits [B].
+        objective: has critic(real_logits, fake_logits) and generator(fake_logits): genlab.objectives.adversarial.
+        penalty: (critic, real, fake) -> scalar, from genlab.objectives.penalties, or None.
+        penalty_every: critic's updates between penalties; the weight grows by the same factor (lazy regularisation,
+            arXiv 1912.04958, section 3.1).
+        n_critic: the generator moves at every n-th update.
+        critic_lr_scale: the critic's learning rate as a multiple of the generator's.
+        num_classes: classes of the condition; 0 for none.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        objective: Any,
+        penalty: Callable[..., Tensor] | None = None,
+        penalty_every: int = 1,
+        n_critic: int = 1,
+        critic_lr_scale: float = 1.0,
+        num_classes: int = 0,
+        chunk_size: int = 16,
+    ) -> None:
+        super().__init__()
+        self.generator, self.critic = generator, critic
+        self.objective, self.penalty = objective, penalty
+        self.penalty_every, self.n_critic, self.critic_lr_scale = penalty_every, n_critic, critic_lr_scale
+        self.num_classes, self.conditions = num_classes, ("label",) if num_classes else ()
+        self.chunk_size = chunk_size
+
+    def players(self) -> list[Player]:
+        return [
+            Player("critic", self.critic, lr_scale=self.critic_lr_scale),
+            Player("generator", self.generator, period=self.n_critic),
+        ]
+
+    def sampled_parts(self) -> tuple[str, ...]:
+        return ("generator.",)
+
+    def losses(self, batch: Mapping[str, Tensor], player: str | None = None) -> dict[str, Tensor]:
+        real = batch["image"]
+        labels = batch["label"] if self.conditions else None
+        if self.training:
+            z = torch.randn(len(real), int(self.generator.latent_dim), device=real.device)
+        else:
+            z = noise.normal(batch["id"], noise.Stream.VALIDATION, (int(self.generator.latent_dim),))
+        if player == "generator":
+            return {"loss": self.objective.generator(self.critic(self.generator(z, labels), labels))}
+        with torch.no_grad():
+            fake = self.generator(z, labels)
+        real_logits, fake_logits = self.critic(real, labels), self.critic(fake, labels)
+        loss = self.objective.critic(real_logits, fake_logits)
+        report = {"loss": loss, "real": real_logits.mean(), "fake": fake_logits.mean()}
+        if player == "critic" and self.penalty is not None:
+            update = self.samples_seen // self._plan.batch_size
+            if update % self.penalty_every == 0:
+                penalty = self.penalty(lambda x: self.critic(x, labels), real, fake)
+                report |= {"loss": loss + self.penalty_every * penalty, "penalty": penalty}
+        return report
+
+    def generate(self, seeds: Tensor, condition: Condition | None, sampler: LatentSampler) -> Tensor:
+        z = noise.normal(seeds, noise.Stream.INITIAL, (int(self.generator.latent_dim),))
+        return self.generator(sampler.truncation * z, (condition or {}).get("label"))
