@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from genlab.models.schedule import Schedule
 from genlab.samples import Modality, Samples, to_uint8
 
 Condition = dict[str, Tensor]
@@ -22,8 +23,7 @@ class Plan:
 
     Attributes:
         optimizer: takes parameter groups, returns the optimizer (a partial of a torch.optim class).
-        lr_factor: learning rate as a multiple of the optimizer's own, as a function of samples seen.
-        max_samples: samples after which training ends (rounded up to a whole batch).
+        schedule: how long, how often, and the learning rate, all in samples.
         batch_size: samples per optimizer step, over all devices and micro-batches.
         accumulation: micro-batches per optimizer step.
         clip_norm: largest gradient norm (global L2), or None.
@@ -31,8 +31,7 @@ class Plan:
     """
 
     optimizer: Callable[..., torch.optim.Optimizer]
-    lr_factor: Callable[[int], float]
-    max_samples: int
+    schedule: Schedule
     batch_size: int
     accumulation: int = 1
     clip_norm: float | None = None
@@ -100,7 +99,7 @@ class GenerativeModel(pl.LightningModule, ABC):
 
     @property
     def max_samples(self) -> int:
-        return self._plan.max_samples
+        return self._plan.schedule.max_samples
 
     @property
     def accumulation(self) -> int:

@@ -1,0 +1,68 @@
+"""The counter and everything that hangs on it: seeds of a batch, learning rate, when to validate, when to stop."""
+
+from __future__ import annotations
+
+import random
+import sys
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from genlab.callbacks.events import Events
+from genlab.models.base import GenerativeModel
+from genlab.models.schedule import crossed
+
+
+class Conductor(pl.Callback):
+    """First of the callbacks, so that the others find the counter up to date.
+
+    The events of a batch (log, evaluate, save, last) are in `events`, which the others share. They fire only where an
+    optimizer step ends, so no gradient is pending in a checkpoint.
+    """
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        trainer.val_check_batch = sys.maxsize
+        for optimizer in pl_module.all_optimizers():
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # restored from the checkpoint of a resumed run
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        plan = pl_module._plan
+        # Reseeding at every batch makes a resumed run draw what an uninterrupted one would: nothing is to be restored.
+        seed_all(plan.seed, pl_module.samples_seen, trainer.global_rank)
+        factor = plan.schedule.lr_factor(pl_module.samples_seen - pl_module.samples_seen % plan.batch_size)
+        for optimizer in pl_module.all_optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        plan, events = pl_module._plan, self.events
+        pl_module.samples_seen += plan.batch_size // plan.accumulation
+        after = pl_module.samples_seen
+        before = after - plan.batch_size
+        step_done = after % plan.batch_size == 0
+        events.step = step_done
+        events.last = step_done and after >= plan.schedule.max_samples
+        events.log = step_done and (events.last or crossed(plan.schedule.log_every, before, after))
+        events.evaluate = step_done and (events.last or crossed(plan.schedule.eval_every, before, after))
+        events.save = step_done and (events.last or crossed(plan.schedule.save_every, before, after))
+        # Lightning validates where its batch count is a multiple of this: now, or never.
+        trainer.val_check_batch = 1 if events.evaluate else sys.maxsize
+
+
+def seed_all(seed: int, position: int, rank: int) -> None:
+    """Seeds torch (all devices), numpy and random from (run seed, samples seen, rank)."""
+    words = np.random.SeedSequence([seed, position, rank]).generate_state(3, np.uint64)
+    torch.manual_seed(int(words[0]) & (2**63 - 1))
+    np.random.seed(int(words[1]) & 0xFFFFFFFF)
+    random.seed(int(words[2]))

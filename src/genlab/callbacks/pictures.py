@@ -1,0 +1,54 @@
+"""What a person looks at while a model trains: the same seeds at every evaluation, as a grid or as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from genlab.evaluation.pictures import save_grid
+from genlab.models.base import GenerativeModel
+from genlab.samples import Samples
+
+
+class SampleGrid(pl.Callback):
+    """At each validation, samples of a fixed set of seeds, by the averaged weights (it stands before EMA).
+
+    Args:
+        folder: RUN/samples.
+        count: items.
+        columns: of the grid; for a class-conditional model columns = classes shows one class a column.
+        sampler: None takes the run's own.
+    """
+
+    def __init__(self, folder: Path, count: int = 64, columns: int = 8, sampler: Any = None) -> None:
+        self.folder, self.count, self.columns, self.sampler = folder, count, columns, sampler
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        if not self.count or not trainer.is_global_zero:
+            return
+        samples = pl_module.sample(torch.arange(self.count), sampler=self.sampler)
+        path = save_samples(self.folder / f"{pl_module.samples_seen:09d}", samples, self.columns)
+        for logger in trainer.loggers:
+            if samples.modality == "image" and hasattr(logger, "log_image"):
+                logger.log_image("samples", [str(path)], step=pl_module.samples_seen)
+            elif samples.modality == "text" and hasattr(logger, "log_text"):
+                rows = [[pl_module.samples_seen, text] for text in samples.data]
+                logger.log_text("samples/text", columns=["samples", "text"], data=rows, step=pl_module.samples_seen)
+
+
+def save_samples(stem: Path, samples: Samples, columns: int, meta: dict[str, Any] | None = None) -> Path:
+    """A grid as STEM.png, or texts as STEM.txt with a rule between them; returns the path."""
+    if samples.modality == "image":
+        path = stem.with_name(stem.name + ".png")
+        save_grid(path, samples, columns, meta or {})
+    elif samples.modality == "text":
+        path = stem.with_name(stem.name + ".txt")
+        rule = "\n" + "-" * 80 + "\n"
+        path.write_text(rule.join(str(text) for text in samples.data) + "\n", encoding="utf-8")
+    else:
+        raise NotImplementedError(f"no picture for {samples.modality}")
+    return path

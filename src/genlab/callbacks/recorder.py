@@ -1,0 +1,148 @@
+"""Rows of the record: training losses averaged between log events, validation losses over the whole split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from genlab.callbacks.events import Events
+from genlab.errors import NumericError
+from genlab.models.base import GenerativeModel
+from genlab.runs.metrics import MetricsFile
+
+
+class Recorder(pl.Callback):
+    """Writes metrics.jsonl and hands each row to the loggers. Sums stay on the device until a row is due.
+
+    Args:
+        events: shared with the conductor.
+        path: metrics.jsonl.
+    """
+
+    def __init__(self, events: Events, path: Path) -> None:
+        self.events, self.file = events, MetricsFile(path)
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.val_sums: dict[str, Tensor] = {}
+        self.val_items = 0
+        self.latest: dict[str, float] = {}
+        self._clock: tuple[float, int] | None = None
+        self._paused = 0.0  # seconds spent in validation since the last row
+
+    # ---- training
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        self._clock = (time.perf_counter(), pl_module.samples_seen)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        for name, value in _losses(outputs).items():
+            self._add(name, value)
+        if self.events.step and pl_module.grad_norm is not None:
+            self._add("grad_norm", pl_module.grad_norm)
+        if self.events.log:
+            self._log_row(trainer, pl_module)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _log_row(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
+        names = sorted(self.sums)
+        stacked = torch.stack([self.sums[n] / self.counts[n] for n in names]).to(torch.float64)
+        means = trainer.strategy.reduce(stacked, reduce_op="mean").tolist()
+        self.sums, self.counts = {}, {}
+        row = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        row["train/lr"] = model.all_optimizers()[-1].param_groups[0]["lr"]
+        now = time.perf_counter()
+        if self._clock is not None:
+            seconds = now - self._clock[0] - self._paused
+            row["train/samples_per_s"] = round((model.samples_seen - self._clock[1]) / max(seconds, 1e-9), 1)
+        self._clock, self._paused = (now, model.samples_seen), 0.0
+        row["train/memory_gib"] = round(memory_gib(model.device), 3)
+        self.write(trainer, model.samples_seen, row)
+        bad = [name for name in names if not name.endswith("norm") and not _finite(row[f"train/{name}"])]
+        if bad:
+            raise NumericError(
+                f"train/{bad[0]} is {row[f'train/{bad[0]}']} at {model.samples_seen:,} samples. The last checkpoint is "
+                "from before; lower optimizer.lr or trainer.gradient_clip_val, or use trainer.precision=32-true."
+            )
+
+    # ---- validation
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation_began = time.perf_counter()
+        self.val_sums, self.val_items = {}, 0
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        items = len(batch["id"])
+        for name, value in _losses(outputs).items():
+            value = value.detach().double() * items
+            self.val_sums[name] = self.val_sums[name] + value if name in self.val_sums else value
+        self.val_items += items
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GenerativeModel)
+        names = sorted(self.val_sums)
+        # Sums over items, so that ranks with unequal shares count right.
+        sums = torch.stack([*(self.val_sums[n] for n in names), torch.tensor(self.val_items, device=pl_module.device)])
+        sums = trainer.strategy.reduce(sums.double(), reduce_op="sum")
+        row = {f"val/{name}": float(total / sums[-1]) for name, total in zip(names, sums[:-1], strict=True)}
+        self.write(trainer, pl_module.samples_seen, row)
+        for name, value in row.items():  # for Lightning's callbacks that monitor a value
+            pl_module.log(name, value, logger=False, sync_dist=False, rank_zero_only=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._paused += time.perf_counter() - self._validation_began
+
+    # ---- rows
+
+    def write(self, trainer: pl.Trainer, samples: int, row: Mapping[str, float]) -> None:
+        """One row to metrics.jsonl, then to the loggers."""
+        self.latest.update(row)
+        if trainer.is_global_zero:
+            self.file.append(samples, row)
+            for logger in trainer.loggers:
+                logger.log_metrics({"samples": samples, **row}, step=samples)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["metrics_offset"] = self.file.offset()
+        checkpoint["recorder"] = {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["recorder"]
+        self.sums = dict(state["sums"])
+        self.counts = dict(state["counts"])
+        if trainer.is_global_zero:
+            self.file.truncate(int(checkpoint["metrics_offset"]))
+
+
+def _losses(outputs: Any) -> dict[str, Tensor]:
+    if isinstance(outputs, Tensor):
+        return {"loss": outputs}
+    return {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor)}
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory: of the device on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

@@ -1,0 +1,168 @@
+"""Checkpoint files: written whole or not at all, each with its sha256, read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from genlab.errors import CheckpointError, ConfigError, StorageError
+from genlab.runs.directory import read_json, write_json
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint plugin, for its own callbacks too.
+
+    Lightning's writes go through $TMPDIR and a move, which tears across file systems. Here: a temporary file in the
+    same directory, fsync, a trial load, os.replace, fsync of the directory. `last.ckpt` becomes `previous.ckpt` first.
+    The hash lies beside each file in NAME.sha256.json, written before the file takes its place; while a file is being
+    replaced the hashes of both the old and the new one stand there, so a crash at any point leaves a valid pair.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Raises: StorageError (disk full, not writable): the old file stays."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            with open(temporary, "rb") as file:
+                digest = _file_digest(file)
+            torch.load(temporary, map_location="meta", weights_only=True, mmap=True)
+            if target.exists() and target.name == "last.ckpt":
+                _link(target, target.with_name("previous.ckpt"))
+            write_json(_sidecar(target), {"sha256": [*_hashes(target), digest]})
+            os.replace(temporary, target)
+            write_json(_sidecar(target), {"sha256": [digest]})
+            _sync_directory(target.parent)
+        except (OSError, RuntimeError) as error:
+            free, needed = shutil.disk_usage(target.parent).free, _tensor_bytes(checkpoint)
+            if not isinstance(error, OSError) and free > needed:
+                raise
+            raise StorageError(
+                f"cannot save {target}: {error}; {free:,} bytes free, about {needed:,} needed. Free space and run the "
+                "same command again: it goes on from the last checkpoint."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Always with weights_only=True, whatever is asked."""
+        return load_checkpoint(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        for file in (Path(path), _sidecar(Path(path))):
+            file.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint as a dictionary of tensors and primitives.
+
+    Raises:
+        ConfigError: there is no such file.
+        CheckpointError: its hash differs, or it is truncated or holds something that is not plain data.
+    """
+    if not path.is_file():
+        raise ConfigError(f"checkpoint {path} does not exist.")
+    known = _hashes(path)
+    if known:
+        with open(path, "rb") as file:
+            digest = _file_digest(file)
+        if digest not in known:
+            raise CheckpointError(f"checkpoint {path}: sha256 mismatch, the file was altered or cut short.")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds; all mean that the file is not one of ours
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise CheckpointError(f"checkpoint {path} cannot be loaded safely: {reason}") from error
+
+
+def load_last(checkpoints: Path, map_location: Any = "cpu") -> tuple[dict[str, Any], Path] | None:
+    """The newest checkpoint that is valid: last, else previous with a warning; None where there is neither file.
+
+    Raises:
+        CheckpointError: files are there, but none is valid.
+    """
+    failures = []
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = checkpoints / name
+        if not path.exists():
+            continue
+        try:
+            return load_checkpoint(path, map_location), path
+        except CheckpointError as error:
+            failures.append(str(error))
+            warnings.warn(f"{error} It is kept as it is; trying the one before.", stacklevel=2)
+    if failures:
+        raise CheckpointError(f"no valid checkpoint in {checkpoints}: " + " ".join(failures))
+    return None
+
+
+def sha256_of(path: Path) -> str | None:
+    """The stored hash of a checkpoint."""
+    known = _hashes(path)
+    return known[-1] if known else None
+
+
+def keep_as(path: Path, name: str) -> None:
+    """Gives a checkpoint a second name in its directory (a hard link, no copy), replacing what had it."""
+    _link(path, path.with_name(name))
+
+
+def sweep_temporaries(checkpoints: Path, older_than_s: float = 0.0) -> None:
+    """Removes what killed saves left; call it only while the run is locked."""
+    for stale in checkpoints.glob(".*.tmp"):
+        if time.time() - stale.stat().st_mtime >= older_than_s:
+            stale.unlink(missing_ok=True)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256.json")
+
+
+def _hashes(path: Path) -> list[str]:
+    return list((read_json(_sidecar(path)) or {}).get("sha256", []))
+
+
+def _file_digest(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+    write_json(_sidecar(target), {"sha256": [*_hashes(target), *_hashes(source)]})
+    os.replace(temporary, target)
+    write_json(_sidecar(target), {"sha256": _hashes(source)})
+
+
+def _sync_directory(path: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems do not allow it
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_tensor_bytes(v) for v in value.values())
+    return sum(_tensor_bytes(v) for v in value) if isinstance(value, list | tuple) else 0
