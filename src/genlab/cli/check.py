@@ -1,0 +1,146 @@
+"""Is this configuration right? Asked before torch is imported, answered in one line.
+
+`check(cfg, entry)` goes from the general to the particular: missing values and interpolations, the fields of `schema`,
+every `_target_` against the source of what it names, then what must fit together (`cross`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from genlab.cli import cross, schema, targets
+from genlab.cli.annotations import fits
+from genlab.cli.problem import Problem, leaves, nearest, one_line
+from genlab.cli.signature import signature
+
+
+def check(cfg: DictConfig, entry: str) -> None:
+    """Raises a Problem (a ConfigError, exit code 2) for the first fault of a composed configuration.
+
+    Args:
+        cfg: the composed configuration, without the node `hydra`.
+        entry: 'train', 'sample' or 'evaluate': whose fields to expect. An entry that `schema.ENTRIES` does not know is
+            checked in its targets only.
+    """
+    plain = resolved(cfg)
+    model = schema.ENTRIES.get(entry)
+    if model is not None:
+        _check_fields(model, plain)
+    for name, value in plain.items():
+        _check_node(value, str(name))
+    cross.check(plain)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dicts and lists with every interpolation resolved and no value missing."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key or ""
+        raise Problem("a value is needed", key, f"Give {key}=VALUE") from None
+    except InterpolationResolutionError as error:
+        key = error.full_key or ""
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        inner = said(error).partition("'")[2].partition("'")[0]
+        close = nearest(inner, leaves(raw)) if inner else None
+        raise Problem(f"interpolation fails: {said(error)}", key, f"Did you mean {close}?" if close else "") from None
+    except OmegaConfBaseException as error:
+        raise Problem(said(error), error.full_key or "") from None
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def said(error: Exception) -> str:
+    """The first line of an OmegaConf message; the others repeat the key and the types inside OmegaConf."""
+    return one_line(str(error).partition("\n")[0])
+
+
+def _check_fields(model: type[schema.Strict], plain: dict[str, Any]) -> None:
+    try:
+        model.model_validate(plain)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        # A wrong key explains a missing one: name it first. Members of a union give a fault each: keep the deepest.
+        fault = min(
+            faults, key=lambda f: (f["type"] != "extra_forbidden", -len(f["loc"]) if "union" in f["type"] else 0)
+        )
+        raise _problem(fault, plain) from None
+
+
+def _problem(fault: Any, plain: dict[str, Any]) -> Problem:
+    """One line for a fault that pydantic found."""
+    path: list[str] = []
+    at: Any = plain
+    for part in fault["loc"]:  # a union adds its member's name to the path: keep what is really in the configuration
+        if (isinstance(at, dict) and part in at) or (isinstance(at, list) and part in range(len(at))):
+            at = at[part]
+        elif fault["type"] != "missing" or part is not fault["loc"][-1]:
+            continue
+        path.append(str(part))
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return unknown(key, _fields(plain))
+    if fault["type"] == "missing":
+        return Problem("a value is needed", key, f"Give {key}=VALUE")
+    words = (
+        fault["msg"].replace("Input should be", "must be").replace("a valid ", "a ").replace("a integer", "an integer")
+    )
+    if fault["type"] in {"dict_type", "model_type", "model_attributes_type"}:
+        words = "must be a group of fields"
+    do = ""
+    if fault["type"] == "int_type" and isinstance(at, float) and at.is_integer():
+        do = f"Write {int(at)}"
+    return Problem(f"{words}, is {at!r}", key, do)
+
+
+def _fields(plain: dict[str, Any]) -> list[str]:
+    """Keys that exist: those of the configuration and those of the schema that it leaves at their defaults."""
+    known = [*leaves(plain)]
+    for model, prefix in ((schema.Train, ""), (schema.Schedule, "schedule.")):
+        known += [prefix + name for name in model.model_fields]
+    return list(dict.fromkeys(known))
+
+
+def unknown(key: str, candidates: list[str]) -> Problem:
+    close = nearest(key, candidates)
+    if close is None:
+        parent = key.rpartition(".")[0]
+        names = sorted(c.rpartition(".")[2] for c in candidates if c != key and c.rpartition(".")[0] == parent)
+        return Problem(f"unknown key {key!r}", "", f"{parent or 'The configuration'} has {', '.join(names)}")
+    return Problem(f"unknown key {key!r}", "", f"Did you mean {close}?")
+
+
+def _check_node(value: Any, key: str) -> None:
+    """Every node with `_target_` below (and at) `key`: allowed, of the group's kind, and called with what it takes."""
+    for node, where in targets.nodes(value, key):
+        group = where if where in schema.BASES else f"{where.rpartition('.')[0]}.*"
+        targets.check_special(node, where)
+        found = targets.allowed(node["_target_"], f"{where}._target_", schema.BASES.get(group))
+        takes = signature(found)
+        name = found.node.name
+        given = [k for k in node if k not in targets.SPECIAL]
+        for k in given:
+            parameter = takes.parameters.get(k)
+            if parameter is None:
+                if takes.open:
+                    continue
+                close = nearest(k, takes.parameters)
+                options = f"Did you mean {where}.{close}?" if close else f"It takes {', '.join(takes.parameters)}"
+                raise Problem(f"unknown key '{where}.{k}': {name} takes no {k!r}", "", options)
+            fit, words = fits(node[k], parameter.annotation, parameter.module)
+            if not fit:
+                raise Problem(f"must be {words}, is {_short(node[k])}", f"{where}.{k}")
+        if not node.get("_partial_", False):
+            supplied = schema.SUPPLIED.get(group, set())
+            for k, parameter in takes.parameters.items():
+                if parameter.required and k not in node and k not in supplied:
+                    raise Problem(f"{name} needs {k!r}", f"{where}.{k}", f"Give {where}.{k}=VALUE")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,132 @@
+"""Hydra's errors in one line, with the key or option that was meant; and the text of --help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genlab.cli.check import said, unknown
+from genlab.cli.problem import Problem, leaves, nearest, one_line
+
+
+def composition(error: Exception, arguments: Any, config_name: str, folder: str) -> Problem | None:
+    """What went wrong while Hydra composed, or None if the error is no mistake of the user."""
+    if isinstance(error, OverrideParseException):
+        return Problem(
+            f"cannot parse {error.override!r}", "", "Write key=value, and quote what is not plain: 'key=\"a=b, c\"'",
+            "command line",
+        )  # fmt: skip
+    text = one_line(str(error))
+    if isinstance(error, MissingConfigException):
+        return _missing(error, folder)
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
+        mark = cause.problem_mark
+        return Problem(f"not valid YAML: {cause.problem}", "", "", f"{mark.name}, line {mark.line + 1}")
+    if not isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError, yaml.YAMLError)):
+        return None
+    if found := re.search(r"Could not override '([^']*)'", text):
+        key = found[1].partition("@")[0]
+        groups = _groups(folder)
+        problem = unknown(key, list(dict.fromkeys([*_keys(arguments, config_name, folder, key), *groups])))
+        problem.where = "command line"
+        return problem
+    if found := re.search(r"You must specify '([^']*)', e\.g", text):
+        return Problem(f"choose a {found[1]}", found[1], f"Give {found[1]}=OPTION: {_listed(folder, found[1])}")
+    if found := re.search(r"Multiple values for ([\w/.]+)\. To override a value use '?override [\w/.]+", text):
+        return Problem(f"{found[1]} is given twice", found[1], "Give it once", "command line")
+    if isinstance(cause, OmegaConfBaseException) and cause is not error:
+        text = f"{text}: {said(cause)}"
+    return Problem(text.removesuffix("."))
+
+
+def _missing(error: MissingConfigException, folder: str) -> Problem:
+    """An option that its group does not have, or a config file that is not there."""
+    path = error.missing_cfg_file or ""
+    group, _, option = path.rpartition("/")
+    options = [str(o) for o in error.options or []]
+    inside = re.search(r"In '([^']*)'", str(error))
+    where = f"conf/{inside[1]}.yaml" if inside and inside[1] not in {"", Path(path).name} else ""
+    if not options:
+        return Problem(f"no config {path!r}", "", f"Look in {folder}", where)
+    close = nearest(option, options)
+    do = f"Did you mean {group}={close}? " if close else ""
+    return Problem(f"no {option!r} in group {group}", group, f"{do}Options: {', '.join(options)}", "")
+
+
+def _keys(arguments: Any, config_name: str, folder: str, bad: str) -> list[str]:
+    """Dotted keys of the configuration as it would be without the faulty override, or without any."""
+    rest = [o for o in arguments.overrides if not re.match(rf"[+~]*{re.escape(bad)}(@[^=]*)?=", o)]
+    extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
+    for overrides in ([*rest, *extra], []):
+        try:
+            GlobalHydra.instance().clear()
+            with initialize_config_dir(arguments.config_path or folder, version_base="1.3"):
+                cfg = compose(arguments.config_name or config_name, [o for o in overrides if "," not in o])
+            return list(leaves(OmegaConf.to_container(cfg, resolve=False)))
+        except Exception:  # a second fault: the first is the one to report
+            continue
+    return []
+
+
+def _groups(folder: str) -> list[str]:
+    return sorted(p.name for p in Path(folder).iterdir() if p.is_dir() and p.name != "hydra" and any(p.glob("*.yaml")))
+
+
+def _listed(folder: str, group: str) -> str:
+    return ", ".join(sorted(p.stem for p in (Path(folder) / group).glob("*.yaml")))
+
+
+def origin(key: str, settings: Any) -> str:
+    """Where a key of the composed configuration came from: 'command line', or the file of its group's option."""
+    if not key:
+        return ""
+    overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    for override in map(str, overrides if isinstance(overrides, list) else []):
+        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        touches = key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.")
+        if touches and name not in settings.runtime.choices:
+            return "command line"
+    parts = re.split(r"[.\[]", key)
+    for n in range(len(parts), 0, -1):
+        group = "/".join(parts[:n])
+        choice = settings.runtime.choices.get(group)
+        if isinstance(choice, str):
+            return f"conf/{group}/{choice}.yaml"
+    return f"conf/{settings.job.config_name}.yaml"
+
+
+def help_text(config_name: str, folder: str, summary: str) -> str:
+    """The groups and their options with one line each: the first comment of each file."""
+    lines = [one_line(summary), "", f"Usage: python {config_name}.py [GROUP=OPTION ...] [KEY=VALUE ...]", ""]
+    for group in _groups(folder):
+        lines.append(f"{group}:")
+        for path in sorted((Path(folder) / group).glob("*.yaml")):
+            lines.append(f"  {group}={path.stem:<28} {_first_comment(path)}")
+    lines += [
+        "",
+        "--cfg job            show the composed configuration",
+        "-m seed=1,2,3        run a sweep",
+        "--config-dir FOLDER  add a folder of configs of your own, laid out as conf/",
+        "--hydra-help         Hydra's own flags, among them shell completion",
+    ]
+    return "\n".join(lines)
+
+
+def _first_comment(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# @package"):
+            continue
+        if line.startswith("#"):
+            return line.lstrip("# ").strip()
+        if line.strip():
+            break
+    return ""

@@ -1,0 +1,140 @@
+"""The entry points' decorator: Hydra, with every mistake of the user answered in one line and before torch is imported.
+
+@hydra_main("train", Path(__file__).parent / "conf")
+def main(cfg: DictConfig) -> float | None:
+    from genlab.cli.train import train   # heavy imports belong in here
+
+    return train(cfg)
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from genlab.cli import explain
+from genlab.cli.check import check
+from genlab.cli.problem import Problem, one_line
+from genlab.cli.sweep import CheckedLauncher, JobFailed
+from genlab.errors import GenlabError
+
+Body = Callable[[DictConfig], Any]
+
+
+def hydra_main(config_name: str, config_path: str | Path) -> Callable[[Body], Callable[[], None]]:
+    """Wraps the body of an entry point.
+
+    The configuration is composed and checked by `check(cfg, entry=config_name)`, for a sweep every job before the first
+    one starts; then the body runs. A GenlabError prints one line and gives the process its exit code; a SystemExit
+    passes (for a body that has already said why); any other exception keeps its traceback, exit code 1. Inside a sweep
+    a failing job leaves the others running, and the process ends with the code of the first that failed.
+
+    Args:
+        config_name: primary config, without .yaml; also the name that `check` knows the entry point by.
+        config_path: folder of configs.
+    """
+    folder = str(Path(config_path).resolve())
+
+    def decorate(body: Body) -> Callable[[], None]:
+        @functools.wraps(body)
+        def task(cfg: DictConfig) -> Any:
+            settings = HydraConfig.get()
+            sweeping = settings.mode == RunMode.MULTIRUN
+            try:
+                if not sweeping:  # a sweep's jobs were checked by its launcher
+                    check_composed(cfg, config_name, settings)
+                return body(cfg)
+            except SystemExit as leave:
+                code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+                if not sweeping or code in (0, 130, 143):
+                    raise
+            except GenlabError as error:
+                complain(error)
+                code = error.exit_code
+            except Exception:  # a fault of ours or of the user's own code
+                traceback.print_exc()
+                code = 1
+            # A SystemExit would end the whole sweep; any other exception makes Hydra add a line of its own.
+            raise JobFailed(code) if sweeping and code not in (130, 143) else SystemExit(code)
+
+        @functools.wraps(body)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra reports errors itself, in its own words
+            arguments = _arguments()
+            if arguments.help:
+                print(explain.help_text(config_name, folder, body.__doc__ or ""))
+                sys.exit(0)
+            _check_sweeps(config_name)
+            run = hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)
+            try:
+                run()
+            except JobFailed as failed:
+                sys.exit(failed.exit_code)
+            except GenlabError as error:
+                complain(error)
+                sys.exit(error.exit_code)
+            except Exception as error:
+                problem = explain.composition(error, arguments, config_name, folder)
+                if problem is None:
+                    raise
+                complain(problem)
+                sys.exit(problem.exit_code)
+
+        return main
+
+    return decorate
+
+
+def check_composed(cfg: DictConfig, entry: str, settings: Any) -> None:
+    """`check`, with the file or 'command line' that each faulty key came from in the message."""
+    try:
+        check(cfg, entry)
+    except Problem as problem:
+        problem.where = problem.where or explain.origin(problem.key, settings)
+        raise
+
+
+def complain(error: BaseException) -> None:
+    print(f"genlab: error: {one_line(str(error))}", file=sys.stderr, flush=True)
+
+
+def _arguments() -> Any:
+    """The command line, parsed as Hydra will parse it again; its errors take one line too."""
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        complain(Problem(message, where="command line", do="Overrides are written key=value; see --help"))
+        sys.exit(2)
+
+    parser.error = error  # type: ignore[method-assign]
+    return parser.parse_args()
+
+
+def _check_sweeps(entry: str) -> None:
+    """Puts CheckedLauncher around whatever launcher a sweep asks for (local, joblib, SLURM)."""
+    plugins = Plugins.instance()
+    make = type(plugins).instantiate_launcher
+
+    def instantiate_launcher(**context: Any) -> CheckedLauncher:
+        def check_job(cfg: DictConfig) -> None:
+            settings = cfg.hydra
+            job = cfg.copy()
+            job._set_flag("struct", False)
+            del job["hydra"]
+            check_composed(job, entry, settings)
+
+        return CheckedLauncher(make(plugins, **context), check_job, **context)
+
+    plugins.instantiate_launcher = instantiate_launcher  # type: ignore[method-assign,assignment]

@@ -1,0 +1,67 @@
+"""A fault in a configuration, with the key it is at, and the search for the key that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from genlab.errors import ConfigError
+
+
+class Problem(ConfigError):
+    """One fault at one key: 'what (key, where). do'.
+
+    Attributes:
+        what: the fault.
+        key: dotted key of the composed config, or ''.
+        do: what to do, a sentence without its full stop, or ''.
+        where: file or 'command line'; set by whoever knows where the key came from.
+    """
+
+    def __init__(self, what: str, key: str = "", do: str = "", where: str = "") -> None:
+        self.what, self.key, self.do, self.where = what, key, do, where
+        super().__init__(what, key, do, where)
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.key, self.where) if part)
+        do = f". {self.do}" if self.do else ""
+        return one_line(f"{self.what}{f' ({place})' if place else ''}{do}")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def leaves(value: Any, key: str = "") -> Iterable[str]:
+    """Dotted keys of every node and leaf of a plain container, lists not entered."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            yield path
+            yield from leaves(inner, path)
+
+
+def nearest(key: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `key` was meant to be, or None if none is close.
+
+    First a sibling that is spelled nearly alike, then the same last name under another parent (`data.batch_size` for
+    `model.batch_size`), then whatever is spelled alike.
+    """
+    pool = [c for c in candidates if c != key]
+    parent, _, last = key.rpartition(".")
+    pick = difflib.get_close_matches
+    siblings = {c.rpartition(".")[2]: c for c in pool if c.rpartition(".")[0] == parent}
+    alike = pick(last, siblings, 1, 0.75)
+    if alike:
+        return siblings[alike[0]]
+    same = [c for c in pool if c.rpartition(".")[2] == last]
+    if same:
+        return max(same, key=lambda c: (difflib.SequenceMatcher(None, key, c).ratio(), -len(c)))
+    alike = pick(last, siblings, 1, 0.6) or [s for s in siblings if len(last) > 2 and (last in s or s in last)][:1]
+    if alike:
+        return siblings[alike[0]]
+    if whole := pick(key, pool, 1, 0.6):
+        return whole[0]
+    ends = {c.rpartition(".")[2]: c for c in reversed(pool)}
+    return ends[close[0]] if (close := pick(last, ends, 1, 0.7)) else None

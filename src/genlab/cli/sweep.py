@@ -1,0 +1,65 @@
+"""Sweeps: every job is checked before the first one starts, and a table at the end says what became of each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from genlab.cli.problem import Problem
+from genlab.errors import GenlabError
+
+
+class JobFailed(GenlabError):
+    """A job of a sweep that ended with `exit_code`, after it has said why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+class CheckedLauncher(Launcher):
+    """Any launcher, with `check` called on each job's configuration before the first starts."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        check: Callable[[DictConfig], None],
+        *,
+        hydra_context: HydraContext,
+        task_function: TaskFunction,
+        config: DictConfig,
+    ) -> None:
+        self.launcher, self.check = launcher, check
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        for i, overrides in enumerate(job_overrides):
+            try:
+                self.check(self.loader.load_sweep_config(self.config, list(overrides)))
+            except Problem as problem:
+                problem.what = f"job {initial_job_idx + i} [{' '.join(filter_overrides(overrides))}]: {problem.what}"
+                raise
+        returned = self.launcher.launch(job_overrides, initial_job_idx)
+        print(table(job_overrides, returned, initial_job_idx), file=sys.stderr, flush=True)
+        return returned
+
+
+def table(job_overrides: Sequence[Sequence[str]], returned: Sequence[JobReturn], first: int) -> str:
+    """One line a job: number, status, value, overrides."""
+    lines = ["job  status     value       overrides"]
+    for i, (overrides, job) in enumerate(zip(job_overrides, returned, strict=True)):
+        done = job.status == JobStatus.COMPLETED
+        value: Any = job._return_value  # the property raises for a failed job
+        status = "finished" if done else f"exit {getattr(value, 'exit_code', 1)}"
+        shown = f"{value:.6g}" if done and isinstance(value, (int, float)) else "-"
+        lines.append(f"{first + i:<4} {status:<10} {shown:<11} {' '.join(filter_overrides(overrides))}")
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""Which classes a config may name, and how they are built.
+
+A config can come from anywhere: a command line, a run that someone sent, a checkpoint. So `_target_` is no way to call
+whatever Python has: it must lead to a class of GenLab or of the libraries below, of the kind stated there; what else a
+user wants to name is a matter of the environment, `GENLAB_ALLOW=mypackage`, never of a config. Checked twice: by name,
+from source, before anything is imported; and as the resolved object, when it is built.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from genlab.cli.problem import Problem, nearest
+from genlab.cli.signature import Definition, ancestors, find, is_module, names_in
+
+_MODULE = "torch.nn.modules.module.Module"
+
+# (where the class is really defined, one of these is among its bases). A re-export is followed to the definition first.
+LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("torch.optim", ("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler")),
+    ("torch.nn.modules", (_MODULE,)),
+    ("pytorch_lightning.trainer.trainer", ("pytorch_lightning.trainer.trainer.Trainer",)),
+    ("pytorch_lightning.callbacks", ("pytorch_lightning.callbacks.callback.Callback",)),
+    ("pytorch_lightning.loggers", ("pytorch_lightning.loggers.logger.Logger",)),
+    ("pytorch_lightning.strategies", ("pytorch_lightning.strategies.strategy.Strategy",)),
+    ("pytorch_lightning.profilers", ("pytorch_lightning.profilers.profiler.Profiler",)),
+    ("diffusers.models", (_MODULE,)),
+    ("transformers.models", (_MODULE, "transformers.configuration_utils.PreTrainedConfig")),
+)
+# Functions of GenLab that a config may name: mathematics, which touches no file. Classes: anywhere but in cli and runs.
+_FUNCTIONS = ("genlab.networks", "genlab.objectives", "genlab.diffusion", "genlab.decoding")
+_CLOSED = ("genlab.cli", "genlab.runs")
+
+SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_"}
+
+
+def user_packages() -> list[str]:
+    """The packages of GENLAB_ALLOW (comma-separated)."""
+    return [name.strip() for name in os.environ.get("GENLAB_ALLOW", "").split(",") if name.strip()]
+
+
+def _inside(module: str, packages: tuple[str, ...] | list[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def _refused(target: str, key: str, why: str) -> Problem:
+    return Problem(
+        f"target {target!r} is not allowed: {why}",
+        key,
+        "Name a class of genlab, torch.optim, torch.nn, pytorch_lightning, diffusers or transformers; "
+        "allow a package of your own by the environment variable GENLAB_ALLOW=PACKAGE",
+    )
+
+
+def allowed(target: Any, key: str, base: str | None = None) -> Definition:
+    """The definition that a `_target_` leads to, if a config may name it. Reads source only, imports nothing.
+
+    Args:
+        target: full dotted name.
+        key: where it stands in the config, for the message.
+        base: full name of a class that must be among its bases; None where the group asks for none.
+
+    Raises:
+        Problem: not text, not allowed, not found, or not a `base`.
+    """
+    if not isinstance(target, str):
+        raise Problem(f"_target_ must be the full name of a class, is {target!r}", key)
+    root = target.partition(".")[0]
+    if root not in {"genlab", *(library.partition(".")[0] for library, _ in LIBRARIES), *user_packages()}:
+        raise _refused(target, key, f"{root!r} is not among the allowed packages")
+    found = find(target)
+    if not isinstance(found, Definition):
+        module, _, name = target.rpartition(".")
+        close = nearest(name, names_in(module)) if is_module(module) else None
+        do = f"Did you mean {module}.{close}?" if close else "Write the full name, package.module.Class"
+        raise Problem(f"target {target!r} not found: no such class can be read from source", key, do)
+    names, complete = ancestors(found) if found.is_class else ({found.name}, True)
+    _check(found.module, found.is_class, lambda wanted: not complete or not names.isdisjoint(wanted), target, key)
+    if base is not None and found.is_class and complete and base not in names:
+        raise Problem(f"target {target!r} is not a {base.rpartition('.')[2]}", key, f"Name a subclass of {base}")
+    return found
+
+
+def _check(module: str, is_class: bool, derives: Any, target: str, key: str) -> None:
+    """The rules, in one place for names and objects. `derives(names)`: is one of these full names among the bases?"""
+    if _inside(module, user_packages()):
+        return
+    if _inside(module, ["genlab"]):
+        if _inside(module, _CLOSED):
+            raise _refused(target, key, f"{module} is not for configs")
+        if not is_class and not _inside(module, _FUNCTIONS):
+            raise _refused(target, key, "it is a function, not a class")
+        return
+    for library, bases in LIBRARIES:
+        if _inside(module, [library]):
+            if not is_class or not derives(bases):
+                raise _refused(target, key, f"it is not a {' or '.join(b.rpartition('.')[2] for b in bases)}")
+            return
+    raise _refused(target, key, f"it is defined in {module!r}")
+
+
+def _load(target: Any, key: str, base: type | None) -> Any:
+    """The class or function itself, imported from where it is defined and checked as an object."""
+    found = allowed(target, key)
+    thing = getattr(importlib.import_module(found.module), found.node.name, None)
+    is_class = isinstance(thing, type)
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if thing is None or not callable(thing) or not isinstance(module, str) or name != found.node.name:
+        raise _refused(str(target), key, f"it resolves to {thing!r}")
+    above = {f"{c.__module__}.{c.__qualname__}" for c in thing.__mro__} if is_class else set()
+    _check(module, is_class, lambda wanted: not above.isdisjoint(wanted), str(target), key)
+    if base is not None and is_class and not issubclass(thing, base):
+        raise Problem(f"target {target!r} is not a {base.__name__}", key, f"Name a subclass of {_full(base)}")
+    return thing
+
+
+def _full(base: type) -> str:
+    return f"{base.__module__}.{base.__qualname__}"
+
+
+def nodes(value: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every mapping with `_target_` in a plain value, outermost first, with its key."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value, key
+        for name, inner in value.items():
+            yield from nodes(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from nodes(inner, f"{key}[{i}]")
+
+
+def check_special(node: dict[str, Any], key: str) -> None:
+    """Hydra's own keys: `_partial_` as Hydra has it; containers are plain, inner nodes are built, keywords only."""
+    if "_args_" in node:
+        raise Problem("arguments are given by name, _args_ is not allowed", f"{key}._args_")
+    for name, values in (
+        ("_partial_", (True, False)),
+        ("_recursive_", (True,)),
+        ("_convert_", ("all", "partial", "object")),
+    ):
+        if name in node and node[name] not in values:
+            raise Problem(f"{name} must be {' or '.join(map(str, values))}, is {node[name]!r}", f"{key}.{name}")
+
+
+def instantiate(node: Any, base: type | None = None, /, **kwargs: Any) -> Any:
+    """Builds what a config node names; the one way from a config to an object.
+
+    As hydra.utils.instantiate with `_convert_: all`, but every `_target_` in the node is resolved and checked before
+    any is called. A node without `_target_` (a mapping or list of nodes) gives a dict or list; `_partial_: true` gives a
+    functools.partial.
+
+    Args:
+        node: DictConfig, ListConfig, dict or list; interpolations are resolved. None gives None.
+        base: the outermost object must be an instance of it (for a partial of a class: a subclass).
+        kwargs: further arguments of the outermost target, stronger than those of the node.
+
+    Raises:
+        ConfigError: a target that is not allowed, not found or not a `base`.
+    """
+    if node is None:
+        return None
+    key = ""
+    if isinstance(node, (DictConfig, ListConfig)):
+        key = str(node._get_full_key(None) or "")
+        node = OmegaConf.to_container(node, resolve=True)
+    loaded: dict[int, Any] = {}
+    for inner, where in nodes(node, key):
+        check_special(inner, where)
+        loaded[id(inner)] = _load(inner["_target_"], f"{where}._target_" if where else "_target_", None)
+    if base is not None:
+        target = node.get("_target_") if isinstance(node, dict) else None
+        _load(target, f"{key}._target_" if key else "_target_", base)
+    result = _build(node, key, loaded, kwargs)
+    made = result.func if isinstance(result, functools.partial) else result
+    if base is not None and not isinstance(made, (base, type)) and not isinstance(result, functools.partial):
+        raise Problem(f"target {node['_target_']!r} gave a {type(made).__name__}, not a {base.__name__}", key)
+    return result
+
+
+def _build(value: Any, key: str, loaded: dict[int, Any], kwargs: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_build(inner, f"{key}[{i}]", loaded, {}) for i, inner in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    built = {
+        name: _build(inner, f"{key}.{name}", loaded, {})
+        for name, inner in value.items()
+        if name not in SPECIAL and name not in kwargs
+    }
+    if "_target_" not in value:
+        return {**built, **kwargs}
+    make = loaded[id(value)]
+    if value.get("_partial_", False):
+        return functools.partial(make, **built, **kwargs)
+    try:
+        return make(**built, **kwargs)
+    except Exception as error:
+        error.add_note(f"while building {key or value['_target_']} ({value['_target_']})")
+        raise
