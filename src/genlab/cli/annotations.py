@@ -114,12 +114,17 @@ def _any(value: Any, options: list[ast.expr], module: str) -> tuple[bool, str]:
 def _bounded(value: Any, inner: list[ast.expr], module: str) -> tuple[bool, str]:
     """Annotated[int, "ge 1"] or Annotated[float, "gt 0, le 1"]."""
     ok, words = fits(value, inner[0], module)
-    limits = []
-    for note in inner[1:]:
-        if isinstance(note, ast.Constant) and isinstance(note.value, str):
-            for name, number in re.findall(r"\b(ge|gt|le|lt)\s+(-?[\d.]+(?:e-?\d+)?)", note.value):
-                compare, symbol = _BOUNDS[name]
-                limits.append(f"{symbol} {number}")
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    ok = ok and compare(value, float(number))
-    return ok, f"{words} {' and '.join(limits)}" if limits else words
+    notes = [note.value for note in inner[1:] if isinstance(note, ast.Constant) and isinstance(note.value, str)]
+    inside, limits = within(value, ", ".join(notes))
+    return ok and inside, f"{words} {limits}".rstrip()
+
+
+def within(value: Any, bounds: str) -> tuple[bool, str]:
+    """Whether a number keeps to bounds such as "gt 0, le 1", and these in words; what is no number keeps to all."""
+    ok, words = True, []
+    for name, number in re.findall(r"\b(ge|gt|le|lt)\s+(-?[\d.]+(?:e-?\d+)?)", bounds):
+        compare, symbol = _BOUNDS[name]
+        words.append(f"{symbol} {number}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            ok = ok and compare(value, float(number))
+    return ok, " and ".join(words)

@@ -6,6 +6,9 @@ every `_target_` against the source of what it names, then what must fit togethe
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from pydantic import ValidationError
 
 from genlab.cli import cross, schema, targets
-from genlab.cli.annotations import fits
+from genlab.cli.annotations import fits, within
 from genlab.cli.problem import Problem, leaves, nearest, one_line
 from genlab.cli.signature import signature
 
@@ -31,7 +34,8 @@ def check(cfg: DictConfig, entry: str) -> None:
     if model is not None:
         _check_fields(model, plain)
     for name, value in plain.items():
-        _check_node(value, str(name))
+        check_node(value, str(name))
+    _check_ranges(plain)
     cross.check(plain)
 
 
@@ -68,10 +72,10 @@ def _check_fields(model: type[schema.Strict], plain: dict[str, Any]) -> None:
         fault = min(
             faults, key=lambda f: (f["type"] != "extra_forbidden", -len(f["loc"]) if "union" in f["type"] else 0)
         )
-        raise _problem(fault, plain) from None
+        raise _problem(fault, model, plain) from None
 
 
-def _problem(fault: Any, plain: dict[str, Any]) -> Problem:
+def _problem(fault: Any, model: type[schema.Strict], plain: dict[str, Any]) -> Problem:
     """One line for a fault that pydantic found."""
     path: list[str] = []
     at: Any = plain
@@ -83,7 +87,7 @@ def _problem(fault: Any, plain: dict[str, Any]) -> Problem:
         path.append(str(part))
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        return unknown(key, _fields(plain))
+        return unknown(key, _fields(model, plain))
     if fault["type"] == "missing":
         return Problem("a value is needed", key, f"Give {key}=VALUE")
     words = (
@@ -97,12 +101,10 @@ def _problem(fault: Any, plain: dict[str, Any]) -> Problem:
     return Problem(f"{words}, is {at!r}", key, do)
 
 
-def _fields(plain: dict[str, Any]) -> list[str]:
+def _fields(model: type[schema.Strict], plain: dict[str, Any]) -> list[str]:
     """Keys that exist: those of the configuration and those of the schema that it leaves at their defaults."""
     known = [*leaves(plain)]
-    for model, prefix in ((schema.Train, ""), (schema.Schedule, "schedule.")):
-        known += [prefix + name for name in model.model_fields]
-    return list(dict.fromkeys(known))
+    return list(dict.fromkeys([*known, *model.model_fields]))
 
 
 def unknown(key: str, candidates: list[str]) -> Problem:
@@ -114,16 +116,22 @@ def unknown(key: str, candidates: list[str]) -> Problem:
     return Problem(f"unknown key {key!r}", "", f"Did you mean {close}?")
 
 
-def _check_node(value: Any, key: str) -> None:
-    """Every node with `_target_` below (and at) `key`: allowed, of the group's kind, and called with what it takes."""
+def check_node(value: Any, key: str) -> None:
+    """Every node with `_target_` below (and at) `key`: allowed, of the group's kind, and called with what it takes.
+
+    Args:
+        value: plain containers, interpolations resolved.
+        key: where it stands, as 'sampler'; decides what kind of class is asked for.
+    """
     for node, where in targets.nodes(value, key):
-        group = where if where in schema.BASES else f"{where.rpartition('.')[0]}.*"
+        pattern = next((p for p in schema.BASES if _matches(where, p)), "")
         targets.check_special(node, where)
-        found = targets.allowed(node["_target_"], f"{where}._target_", schema.BASES.get(group))
+        found = targets.allowed(node["_target_"], f"{where}._target_", schema.BASES.get(pattern))
         takes = signature(found)
         name = found.node.name
-        given = [k for k in node if k not in targets.SPECIAL]
-        for k in given:
+        for k in node:
+            if k in targets.SPECIAL:
+                continue
             parameter = takes.parameters.get(k)
             if parameter is None:
                 if takes.open:
@@ -135,10 +143,39 @@ def _check_node(value: Any, key: str) -> None:
             if not fit:
                 raise Problem(f"must be {words}, is {_short(node[k])}", f"{where}.{k}")
         if not node.get("_partial_", False):
-            supplied = schema.SUPPLIED.get(group, set())
+            supplied = schema.SUPPLIED.get(pattern, set())
             for k, parameter in takes.parameters.items():
                 if parameter.required and k not in node and k not in supplied:
                     raise Problem(f"{name} needs {k!r}", f"{where}.{k}", f"Give {where}.{k}=VALUE")
+
+
+def _matches(key: str, pattern: str) -> bool:
+    """`*` stands for one name, `**` for any number of them, `[]` for any place in a list."""
+    key = re.sub(r"\[\d+\]", "[]", key)
+    if pattern.startswith("**."):
+        return key.endswith(pattern[2:])
+    return key.count(".") == pattern.count(".") and fnmatchcase(key.replace("[", "("), pattern.replace("[", "("))
+
+
+def _check_ranges(plain: dict[str, Any]) -> None:
+    for key, value in numbers(plain):
+        for pattern, bounds in schema.RANGES.items():
+            if _matches(key, pattern):
+                inside, words = within(value, bounds)
+                if not inside:
+                    raise Problem(f"must be {words}, is {value!r}", key)
+
+
+def numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number below `value` with its key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from numbers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from numbers(inner, f"{key}[{i}]")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield key, value
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +33,9 @@ from genlab.errors import GenlabError
 Body = Callable[[DictConfig], Any]
 
 
-def hydra_main(config_name: str, config_path: str | Path) -> Callable[[Body], Callable[[], None]]:
+def hydra_main(
+    config_name: str, config_path: str | Path, free: Sequence[str] = ()
+) -> Callable[[Body], Callable[[], None]]:
     """Wraps the body of an entry point.
 
     The configuration is composed and checked by `check(cfg, entry=config_name)`, for a sweep every job before the first
@@ -44,6 +46,8 @@ def hydra_main(config_name: str, config_path: str | Path) -> Callable[[Body], Ca
     Args:
         config_name: primary config, without .yaml; also the name that `check` knows the entry point by.
         config_path: folder of configs.
+        free: nodes that a command line may fill freely (`condition.label=3` where the config has no such key): what is
+            right there depends on the run that is read later.
     """
     folder = str(Path(config_path).resolve())
 
@@ -72,6 +76,7 @@ def hydra_main(config_name: str, config_path: str | Path) -> Callable[[Body], Ca
         @functools.wraps(body)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra reports errors itself, in its own words
+            sys.argv[1:] = [f"++{a}" if a.startswith(tuple(f"{node}." for node in free)) else a for a in sys.argv[1:]]
             arguments = _arguments()
             if arguments.help:
                 print(explain.help_text(config_name, folder, body.__doc__ or ""))
@@ -129,7 +134,8 @@ def _check_sweeps(entry: str) -> None:
 
     def instantiate_launcher(**context: Any) -> CheckedLauncher:
         def check_job(cfg: DictConfig) -> None:
-            settings = cfg.hydra
+            HydraConfig.instance().set_config(cfg)  # for ${hydra:...}, as when the job runs
+            settings = HydraConfig.get()
             job = cfg.copy()
             job._set_flag("struct", False)
             del job["hydra"]

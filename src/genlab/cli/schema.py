@@ -1,7 +1,7 @@
-"""The fields of a configuration that are not arguments of a class: types, ranges and choices, strictly.
+"""What a configuration must hold beyond arguments of classes: fields, ranges, and the kind of class a group names.
 
 One model an entry point (conf/train.yaml, conf/sample.yaml, conf/evaluate.yaml). Nodes with `_target_` (model, data,
-optimizer, sampler, trainer, ...) are checked by the signature of what they name and are `Node` here.
+optimizer, schedule, sampler, trainer, ...) are `Node` here: their fields are the arguments of what they name.
 """
 
 from __future__ import annotations
@@ -10,61 +10,134 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Samples = Annotated[int, Field(gt=0)]
 Node = dict[str, Any]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Weights = Literal["ema", "raw"]
+Checkpoint = Literal["last", "best", "previous"]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class Schedule(Strict):
-    """conf/schedule: how long, how often, learning rate. Every length is in real samples drawn."""
+class Ema(Strict):
+    decay: Share
+    ramp: bool = True
 
-    max_samples: Samples
-    eval_every: Samples | None = None
-    save_every: Samples | None = None
-    log_every: Samples | None = None
-    sample_every: Samples | None = None
-    warmup: Annotated[int, Field(ge=0)] = 0
-    shape: Literal["constant", "linear", "cosine", "rsqrt", "exponential"] = "constant"
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    half_life: Samples | None = None
+
+class Grid(Strict):
+    count: Count
+    columns: Positive = 8
+
+
+class Best(Strict):
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+
+
+class Callbacks(Strict):
+    """conf/callbacks."""
+
+    ema: Ema | None = None
+    samples: Grid | None = None
+    checkpoint: Best | None = None
+    final: Grid | None = None
+    evaluate_every: Count = 0
+    extra: list[Node] = []
 
 
 class Train(Strict):
     model: Node
     data: Node
     optimizer: Node
-    schedule: Schedule
+    schedule: Node
     sampler: Node | None = None
     evaluation: Node | None = None
-    callbacks: dict[str, Node | None] | None = None
+    callbacks: Callbacks
     trainer: Node
     logger: dict[str, Node | None] | None = None
     seed: Seed
-    name: str | None = None
+    name: str
     runs_dir: str
     resume: str = "auto"
     init_from: str | None = None
+    weights: Weights = "ema"
+    compile: bool = False
+    threads: Positive | None = None
     paper: Node | None = None
     debug: Node | None = None
 
 
-ENTRIES: dict[str, type[Strict]] = {"train": Train}
+class FromRun(Strict):
+    """What sample.py and evaluate.py have in common."""
 
-# The class that each node (or each entry of a mapping of nodes, "callbacks.*") must derive from; None asks for none.
-BASES: dict[str, str | None] = {
+    run: str
+    runs_dir: str
+    weights: Weights = "ema"
+    checkpoint: Checkpoint = "last"
+    seed: Seed = 0
+    device: str = "auto"
+    threads: Positive | None = None
+    sampler: Node | None = None
+
+
+class Sample(FromRun):
+    n: Positive
+    condition: dict[str, int | float | str | None] = {}
+    out: str | None = None
+    columns: Positive = 8
+
+
+class Evaluate(FromRun):
+    evaluation: Node | None = None
+
+
+ENTRIES: dict[str, type[Strict]] = {"train": Train, "sample": Sample, "evaluate": Evaluate}
+
+# Key (`*`: any name, `[]`: any place in a list) -> full name of the class that the target there must derive from.
+BASES: dict[str, str] = {
     "model": "genlab.models.base.GenerativeModel",
     "data": "genlab.data.base.DataModule",
     "optimizer": "torch.optim.optimizer.Optimizer",
+    "schedule": "genlab.models.schedule.Schedule",
     "trainer": "pytorch_lightning.trainer.trainer.Trainer",
-    "callbacks.*": "pytorch_lightning.callbacks.callback.Callback",
+    "callbacks.extra[]": "pytorch_lightning.callbacks.callback.Callback",
     "logger.*": "pytorch_lightning.loggers.logger.Logger",
-    "sampler": None,
-    "evaluation": None,
 }
 
-# Arguments that the program itself gives when it builds a node, so that the config need not.
+# Arguments that the program itself gives when it builds a node, so that the configuration need not.
 SUPPLIED: dict[str, set[str]] = {}
+
+# Bounds of arguments whose annotation states none: those of libraries, and sizes and shares wherever they stand.
+RANGES: dict[str, str] = {
+    "schedule.max_samples": "gt 0",
+    "schedule.*": "ge 0",
+    "schedule.final_lr": "le 1",
+    "data.batch_size": "gt 0",
+    "data.block_size": "gt 0",
+    "data.num_workers": "ge 0",
+    "data.resident_max": "ge 0",
+    "data.val_fraction": "gt 0, lt 1",
+    "optimizer.lr": "gt 0",
+    "optimizer.weight_decay": "ge 0",
+    "optimizer.eps": "ge 0",
+    "optimizer.betas[]": "ge 0, lt 1",
+    "optimizer.momentum": "ge 0",
+    "trainer.devices": "gt 0",
+    "trainer.num_nodes": "gt 0",
+    "trainer.accumulate_grad_batches": "gt 0",
+    "trainer.gradient_clip_val": "gt 0",
+    "sampler.steps": "gt 0",
+    "sampler.temperature": "ge 0",
+    "sampler.top_k": "ge 0",
+    "sampler.top_p": "gt 0, le 1",
+    "sampler.eta": "ge 0",
+    "sampler.guidance_scale": "ge 0",
+    "sampler.max_new_tokens": "gt 0",
+    "**.dropout": "ge 0, lt 1",
+    "**.num_classes": "ge 0",
+    "**.chunk_size": "gt 0",
+}

@@ -153,8 +153,8 @@ def instantiate(node: Any, base: type | None = None, /, **kwargs: Any) -> Any:
     """Builds what a config node names; the one way from a config to an object.
 
     As hydra.utils.instantiate with `_convert_: all`, but every `_target_` in the node is resolved and checked before
-    any is called. A node without `_target_` (a mapping or list of nodes) gives a dict or list; `_partial_: true` gives a
-    functools.partial.
+    any is called. A node without `_target_` (a mapping or list of nodes) gives a dict or list; `_partial_: true` gives
+    a functools.partial.
 
     Args:
         node: DictConfig, ListConfig, dict or list; interpolations are resolved. None gives None.
