@@ -34,10 +34,10 @@ class SampleGrid(pl.Callback):
         path = save_samples(self.folder / f"{pl_module.samples_seen:09d}", samples, self.columns)
         for logger in trainer.loggers:
             if samples.modality == "image" and hasattr(logger, "log_image"):
-                logger.log_image("samples", [str(path)], step=pl_module.samples_seen)
+                logger.log_image("grid", [str(path)], step=pl_module.samples_seen)
             elif samples.modality == "text" and hasattr(logger, "log_text"):
                 rows = [[pl_module.samples_seen, text] for text in samples.data]
-                logger.log_text("samples/text", columns=["samples", "text"], data=rows, step=pl_module.samples_seen)
+                logger.log_text("texts", columns=["samples", "text"], data=rows, step=pl_module.samples_seen)
 
 
 def save_samples(stem: Path, samples: Samples, columns: int, meta: dict[str, Any] | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,7 +13,8 @@ from torch import Tensor
 from genlab.callbacks.events import Events
 from genlab.errors import NumericError
 from genlab.models.base import GenerativeModel
-from genlab.runs.metrics import MetricsFile
+from genlab.runs.directory import RunDirectory
+from genlab.runs.metrics import MetricsFile, read_rows
 
 
 class Recorder(pl.Callback):
@@ -22,11 +22,11 @@ class Recorder(pl.Callback):
 
     Args:
         events: shared with the conductor.
-        path: metrics.jsonl.
+        run: whose metrics.jsonl it writes.
     """
 
-    def __init__(self, events: Events, path: Path) -> None:
-        self.events, self.file = events, MetricsFile(path)
+    def __init__(self, events: Events, run: RunDirectory) -> None:
+        self.events, self.run, self.file = events, run, MetricsFile(run.metrics)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.val_sums: dict[str, Tensor] = {}
@@ -125,8 +125,17 @@ class Recorder(pl.Callback):
         state = checkpoint["recorder"]
         self.sums = dict(state["sums"])
         self.counts = dict(state["counts"])
+        offset, status = int(checkpoint["metrics_offset"]), self.run.status()
+        if status.get("finished_at") == checkpoint["samples"]:  # an extended run keeps the rows of its first end
+            offset = max(offset, int(status["metrics_offset"]))
         if trainer.is_global_zero:
-            self.file.truncate(int(checkpoint["metrics_offset"]))
+            self.file.truncate(offset)
+        self.read_back()
+
+    def read_back(self) -> None:
+        """`latest` from the rows on disk."""
+        for row in read_rows(self.file.path):
+            self.latest.update({k: v for k, v in row.items() if k not in ("samples", "time") and v is not None})
 
 
 def _losses(outputs: Any) -> dict[str, Tensor]:

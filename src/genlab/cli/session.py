@@ -1,0 +1,207 @@
+"""A rank's work from configuration to result: build, fit, finish."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
+
+from genlab.callbacks.conductor import Conductor
+from genlab.callbacks.ema import EMA
+from genlab.callbacks.evaluate import EvaluateWhileTraining
+from genlab.callbacks.events import Events
+from genlab.callbacks.pictures import SampleGrid, save_samples
+from genlab.callbacks.progress import SampleProgress
+from genlab.callbacks.recorder import Recorder
+from genlab.callbacks.saver import Saver
+from genlab.cli.build import build_data, build_model, load_config, load_weights, read_checkpoint, set_threads
+from genlab.cli.targets import instantiate
+from genlab.data.module import DataModule
+from genlab.errors import Preempted
+from genlab.evaluation import evaluate, write_record
+from genlab.evaluation.pictures import curves
+from genlab.models.base import GenerativeModel, Plan
+from genlab.models.schedule import Schedule
+from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
+from genlab.runs.directory import RunDirectory, find_run, write_json
+
+
+class UnwrappedDDP(DDPStrategy):
+    """Ranks and collectives, without DistributedDataParallel around the model: players average their own gradients."""
+
+    def configure_ddp(self) -> None:
+        """Nothing to wrap."""
+
+
+def train_session(run: RunDirectory) -> None:
+    """Trains a run from where it stands, evaluates it and writes its result.
+
+    Raises:
+        GenlabError: anything expected, with its exit code.
+    """
+    began = time.time()
+    config = load_config(run)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    set_threads(config.threads, ranks)
+    data, model = build_data(config), build_model(config)
+    model.plan = make_plan(config)
+    data.prepare_data()  # before the trainer: a wrong file is told before anything else is built
+    data.setup("fit")
+    model.tokenizer = data.tokenizer
+    if rank == 0:
+        sweep_temporaries(run.checkpoints)
+        if data.tokenizer is not None:
+            data.tokenizer.save(str(run.path / "tokenizer.json"))
+        run.set_status("running", message=None, exit_code=None)
+    found = load_last(run.checkpoints)
+    if found is None and config.init_from is not None:
+        source = find_run(config.init_from, Path(config.runs_dir))
+        checkpoint, path = read_checkpoint(source, "last")
+        load_weights(model, checkpoint, config.weights, path)
+        model.samples_seen = model.updates = 0
+    if config.compile:
+        model.compile_parts()
+    trainer, ema, recorder = make_trainer(config, run, model, ranks)
+    trainer.fit(model, datamodule=data, ckpt_path=found and str(found[1]), weights_only=True)
+    finish(run, config, model, data, ema, recorder, trainer, began)
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """What conf/optimizer, conf/schedule and conf/trainer say of training."""
+    return Plan(
+        optimizer=instantiate(config.optimizer),
+        schedule=instantiate(config.schedule, Schedule),
+        batch_size=int(config.data.batch_size),
+        accumulation=int(config.trainer.accumulate_grad_batches),
+        clip_norm=config.trainer.gradient_clip_val,
+        seed=int(config.seed),
+    )
+
+
+def make_trainer(
+    config: DictConfig, run: RunDirectory, model: GenerativeModel, ranks: int
+) -> tuple[pl.Trainer, EMA, Recorder]:
+    """Lightning's Trainer with GenLab's callbacks, in the order that they need (each says why in its docstring)."""
+    settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    for ours in ("_target_", "accumulate_grad_batches", "gradient_clip_val"):
+        settings.pop(ours)
+    if model.automatic_optimization:
+        settings["accumulate_grad_batches"] = model.accumulation
+    if ranks > 1 and "strategy" not in settings:
+        kind = DDPStrategy if model.automatic_optimization else UnwrappedDDP
+        # Buffers are not broadcast at every forward: in validation ranks have unequal numbers of batches.
+        settings["strategy"] = kind(broadcast_buffers=False, timeout=timedelta(minutes=10))
+    events, options = Events(), config.callbacks
+    recorder = Recorder(events, run)
+    ema = EMA(**options.ema)
+    saver = Saver(events, run, recorder, **options.checkpoint)
+    saver.install()
+    callbacks: list[Callback] = [
+        Conductor(events),
+        recorder,
+        SampleGrid(run.path / "samples", **options.samples),
+        EvaluateWhileTraining(recorder, instantiate(config.evaluation), run, options.evaluate_every),
+        *(instantiate(node, Callback) for node in options.extra),
+        ema,
+        SampleProgress(recorder),
+        saver,
+    ]
+    loggers: list[Logger] = []
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        for node in (config.logger or {}).values():
+            logger = instantiate(node, Logger, save_dir=str(run.path))
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            loggers.append(logger)
+    trainer = pl.Trainer(
+        **settings,
+        default_root_dir=str(run.path),
+        max_epochs=1,  # the loader is the whole run: see genlab.data
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+        val_check_interval=2**31,  # the conductor says when
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        log_every_n_steps=2**31,  # the recorder writes the rows
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+    )
+    return trainer, ema, recorder
+
+
+def finish(
+    run: RunDirectory,
+    config: DictConfig,
+    model: GenerativeModel,
+    data: DataModule,
+    ema: EMA,
+    recorder: Recorder,
+    trainer: pl.Trainer,
+    began: float,
+) -> None:
+    """Final samples, evaluation, curves, result: by the averaged weights. A signal here loses no training."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted(f"training is saved at {model.samples_seen:,} samples; the same command does the evaluation.")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, stop)
+    model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+    ema.swap_in(model)
+    recorder.read_back()
+    if trainer.is_global_zero and config.callbacks.final.count:
+        samples = model.sample(torch.arange(config.callbacks.final.count))
+        meta = {"run": run.path.name, "samples": str(model.samples_seen)}
+        save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
+    protocol = instantiate(config.evaluation)
+    if protocol is not None:
+        context = {"run": run.path.name, "model": config.name}
+        record = evaluate(model, data, protocol, seed=int(config.seed), context=context)
+        if trainer.is_global_zero:
+            write_record(record, run.path / "evaluation" / f"{protocol.name}.json")
+            recorder.write(trainer, model.samples_seen, rows_of(record))
+    ema.swap_out(model)
+    if trainer.is_global_zero:
+        curves(run.metrics, run.path / "curves.png")
+        for logger in trainer.loggers:
+            logger.finalize("success")
+        value = recorder.latest.get(config.callbacks.checkpoint.monitor or "")
+        write_json(
+            run.path / "result.json", {"value": value, "samples": model.samples_seen, "metrics": recorder.latest}
+        )
+        run.set_status(
+            "finished",
+            samples=model.samples_seen,
+            finished_at=model.samples_seen,
+            metrics_offset=recorder.file.offset(),
+        )
+        _report(run, recorder, time.time() - began)
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, float]:
+    """The values of a metric record under the keys that metrics.jsonl uses."""
+    return {f"test/{key}": value for key, value in record["values"].items() if value is not None}
+
+
+def _report(run: RunDirectory, recorder: Recorder, seconds: float) -> None:
+    shown = {k: v for k, v in recorder.latest.items() if not k.startswith("train/")}
+    width = max((len(k) for k in shown), default=0)
+    print(f"\nrun        {run.path}")
+    for name, value in shown.items():
+        print(f"  {name:<{width}}  {value:.5g}")
+    pictures = sorted((run.path / "samples").glob("final.*"))
+    for path in [*pictures, run.path / "curves.png"]:
+        print(f"see        {path}")
+    print(f"time       {seconds:.0f} s", flush=True)
