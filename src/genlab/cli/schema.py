@@ -100,7 +100,7 @@ ENTRIES: dict[str, type[Strict]] = {"train": Train, "sample": Sample, "evaluate"
 # Key (`*`: any name, `[]`: any place in a list) -> full name of the class that the target there must derive from.
 BASES: dict[str, str] = {
     "model": "genlab.models.base.GenerativeModel",
-    "data": "genlab.data.base.DataModule",
+    "data": "genlab.data.module.DataModule",
     "optimizer": "torch.optim.optimizer.Optimizer",
     "schedule": "genlab.models.schedule.Schedule",
     "trainer": "pytorch_lightning.trainer.trainer.Trainer",
@@ -109,7 +109,7 @@ BASES: dict[str, str] = {
 }
 
 # Arguments that the program itself gives when it builds a node, so that the configuration need not.
-SUPPLIED: dict[str, set[str]] = {}
+SUPPLIED: dict[str, set[str]] = {"logger.*": {"save_dir"}}
 
 # Bounds of arguments whose annotation states none: those of libraries, and sizes and shares wherever they stand.
 RANGES: dict[str, str] = {
@@ -117,10 +117,13 @@ RANGES: dict[str, str] = {
     "schedule.*": "ge 0",
     "schedule.final_lr": "le 1",
     "data.batch_size": "gt 0",
+    "data.val_batch_size": "gt 0",
+    "data.limit_val": "gt 0",
+    "data.stride": "gt 0",
     "data.block_size": "gt 0",
     "data.num_workers": "ge 0",
     "data.resident_max": "ge 0",
-    "data.val_fraction": "gt 0, lt 1",
+    "data.val_fraction": "ge 0, lt 1",
     "optimizer.lr": "gt 0",
     "optimizer.weight_decay": "ge 0",
     "optimizer.eps": "ge 0",

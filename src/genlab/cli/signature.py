@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 
 # Bases that add no argument.
 _PLAIN = {"object", "ABC", "Protocol", "Generic", "ABCMeta"}
+# A package with more star imports than this is not searched through them: transformers.models has 400, which take 15 s.
+_STARS = 30
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def look_up(module: str, name: str, depth: int = 20) -> Definition | Value | Non
     if isinstance(bound, ast.expr):
         alias = dotted_name(bound)
         return look_up(module, alias, depth - 1) if alias and alias != name else Value(module, bound)
-    for star in stars:
+    for star in stars if len(stars) <= _STARS else ():
         found = look_up(star, name, depth - 1)
         if found is not None:
             return found
@@ -233,7 +235,12 @@ def _from_function(module: str, node: ast.FunctionDef, skip: int) -> Signature:
         parameters[a.arg] = Parameter(a.arg, default is None, a.annotation, module)
     for a in plain[:skip]:
         del parameters[a.arg]
-    return Signature(parameters, arguments.kwarg is not None)
+    extra = arguments.kwarg
+    if extra is not None and isinstance(extra.annotation, ast.Subscript) and last_name(extra.annotation) == "Unpack":
+        options = look_up(module, dotted_name(extra.annotation.slice))
+        if isinstance(options, Definition) and options.is_class:  # **options: Unpack[a TypedDict]
+            return Signature({**parameters, **{k: replace(v, required=False) for k, v in _fields(options).items()}})
+    return Signature(parameters, extra is not None)
 
 
 def _from_class(definition: Definition) -> Signature | None:
@@ -258,15 +265,14 @@ def _inherited(definition: Definition) -> Signature | None:
 
 def _merged(own: Signature, node: ast.FunctionDef, above: Signature | None) -> Signature:
     """`**kwargs` handed on to `super().__init__(**kwargs)` take what the base takes, less what is given there."""
-    if above is None or node.args.kwarg is None:
-        return own
+    assert node.args.kwarg is not None
     for call in ast.walk(node):
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+        if above is not None and isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
             starred = [k.value for k in call.keywords if k.arg is None]
             if any(isinstance(value, ast.Name) and value.id == node.args.kwarg.arg for value in starred):
                 given = {k.arg for k in call.keywords if k.arg} | set(list(above.parameters)[: len(call.args)])
-                rest = {k: v for k, v in above.parameters.items() if k not in given}
-                return Signature({**rest, **own.parameters}, above.open)
+                rest = {k: v for k, v in above.parameters.items() if k not in given and k not in own.parameters}
+                return Signature(own.parameters | rest, above.open)
     return own
 
 

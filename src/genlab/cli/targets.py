@@ -78,7 +78,7 @@ def allowed(target: Any, key: str, base: str | None = None) -> Definition:
     if not isinstance(found, Definition):
         module, _, name = target.rpartition(".")
         close = nearest(name, names_in(module)) if is_module(module) else None
-        do = f"Did you mean {module}.{close}?" if close else "Write the full name, package.module.Class"
+        do = f"Did you mean {module}.{close}?" if close else "Write the full name, package.module.Class, of where it is defined"
         raise Problem(f"target {target!r} not found: no such class can be read from source", key, do)
     names, complete = ancestors(found) if found.is_class else ({found.name}, True)
     _check(found.module, found.is_class, lambda wanted: not complete or not names.isdisjoint(wanted), target, key)
