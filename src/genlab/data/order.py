@@ -1,0 +1,86 @@
+"""The order of the training data as a pure function: nothing to save, nothing to restore.
+
+Position p counts the real samples drawn since the start of the run, over all ranks. Position p is item
+permutation(N, seed, p // N)[p % N], so that every item comes once an epoch whatever the batch size, the number of ranks
+or of resumes; a batch may straddle two epochs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.errors import ConfigError
+
+
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(n), int64 [n], as a function of (seed, epoch).
+
+    Sorts the raw words of Philox keyed by (seed, epoch): NumPy promises that bit generators' streams never change
+    (NEP 19), but does not promise it of `Generator.permutation`.
+    """
+    key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+
+
+class Order:
+    """Position -> item for one split of n items. Keeps the last two permutations."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed = n, seed
+        self._kept: dict[int, np.ndarray] = {}
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self._kept:
+            self._kept = {old: ids for old, ids in self._kept.items() if old == epoch - 1}
+            self._kept[epoch] = permutation(self.n, self.seed, epoch)
+        return self._kept[epoch]
+
+    def ids(self, start: int, count: int) -> Tensor:
+        """Item of each position in [start, start + count): int64 [count]."""
+        parts = []
+        while count > 0:
+            epoch, first = divmod(start, self.n)
+            part = self._epoch(epoch)[first : first + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def share(batch_size: int, accumulation: int, world_size: int) -> int:
+    """Items a rank takes in one micro-batch; ConfigError if that is not whole."""
+    count, rest = divmod(batch_size, accumulation * world_size)
+    if rest or count == 0:
+        raise ConfigError(
+            f"data.batch_size={batch_size} is not divisible by trainer.devices x trainer.accumulate_grad_batches = "
+            f"{world_size} x {accumulation} (nodes included); choose a multiple of {accumulation * world_size}"
+        )
+    return count
+
+
+def micro_batches(
+    start: int, stop: int, batch_size: int, accumulation: int = 1, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[int, int]]:
+    """(first position, count) of each micro-batch of a rank: whole batches from `start` until `stop` is reached."""
+    count = share(batch_size, accumulation, world_size)
+    for position in range(start, stop, batch_size):
+        for micro in range(accumulation):
+            yield position + (micro * world_size + rank) * count, count
+
+
+def shards(n: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[tuple[int, int]]:
+    """(first id, end id) of a rank's batches over range(n) in order, each id once over all ranks, nothing padded.
+
+    All ranks have the same number of batches and none is empty (needs n >= world_size).
+    """
+    assert n >= world_size, f"{n} items for {world_size} ranks"
+    count = max(1, min(-(-n // batch_size), n // world_size))
+    edges = [n * k // count for k in range(count + 1)]
+    return [
+        (lo + (hi - lo) * rank // world_size, lo + (hi - lo) * (rank + 1) // world_size)
+        for lo, hi in itertools.pairwise(edges)
+    ]

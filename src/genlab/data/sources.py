@@ -1,0 +1,255 @@
+"""Sources: the raw items of one split, by index, before anything random or floating happens to them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.errors import ConfigError, DataError
+from genlab.noise import Stream, bits, fold_in
+
+Batch = dict[str, Tensor]
+IGNORED = -100  # label of a position that no loss counts
+WORD = 0xFFFF  # uint16 values lie in int16 tensors, because torch indexes those on every device
+
+
+class Source(ABC):
+    """Items 0 .. len-1 of a split.
+
+    `batch` gives raw tensors, e.g. {"image": uint8 [B,C,H,W], "label": int64 [B]} or {"input_ids": int64 [B,T],
+    "labels": int64 [B,T]}, as a function of (ids, epochs) only.
+    """
+
+    origin: str = "the data"  # what error messages call it: a path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
+        """Raw items; ids and epochs int64 [B] on the device of the storage (CPU before `to`)."""
+
+    @property
+    def nbytes(self) -> int | None:
+        """Size of the storage if it can be moved to a device, else None (items are read or decoded when asked for)."""
+        return None
+
+    def to(self, device: torch.device) -> Source:
+        """The same source with its storage on `device`."""
+        return self
+
+    @abstractmethod
+    def select(self, ids: np.ndarray) -> Source:
+        """The source of these items alone, renumbered in this order."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels, int64 [N], if they are known without reading the items."""
+        return None
+
+
+class ImageArrays(Source):
+    """Images in one uint8 array.
+
+    Args:
+        image: uint8 [N,C,H,W], in memory or memory-mapped.
+        label: int64 [N] or None.
+        origin: the file they came from.
+    """
+
+    def __init__(self, image: Tensor, label: Tensor | None, origin: str) -> None:
+        assert image.dtype == torch.uint8, f"expected uint8 [N,C,H,W], got {image.dtype}"
+        assert image.ndim == 4, f"expected uint8 [N,C,H,W], got {tuple(image.shape)}"
+        self.image, self.label, self.origin = image, label, origin
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
+        out = {"image": self.image.index_select(0, ids)}
+        if self.label is not None:
+            out["label"] = self.label.index_select(0, ids)
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + (0 if self.label is None else self.label.nbytes)
+
+    def to(self, device: torch.device) -> ImageArrays:
+        label = None if self.label is None else self.label.to(device)
+        return ImageArrays(self.image.to(device), label, self.origin)
+
+    def select(self, ids: np.ndarray) -> ImageArrays:
+        index = torch.from_numpy(ids)
+        label = None if self.label is None else self.label[index]
+        return ImageArrays(self.image[index], label, self.origin)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.label
+
+
+class Tokens(Source):
+    """Windows of a token stream for next-token prediction.
+
+    labels[b, t] is the token after input_ids[b, t]. In training a window starts at a random offset in [0, L - T), as in
+    nanoGPT, here a function of (seed, epoch, id); an epoch is L // T windows. Otherwise windows follow one another
+    without overlap and the last, partial one is padded (input 0, label -100), so that every token but the first is
+    predicted exactly once.
+
+    Args:
+        tokens: int16 [L] that holds uint16 values, in memory or memory-mapped.
+        length: T, tokens a window.
+        seed: of the run, for the offsets; None = consecutive windows.
+        origin: the file.
+    """
+
+    def __init__(self, tokens: Tensor, length: int, seed: int | None, origin: str) -> None:
+        assert tokens.dtype == torch.int16, f"expected int16 [L], got {tokens.dtype}"
+        if len(tokens) < (2 if seed is None else length + 1):
+            raise ConfigError(
+                f"{origin}: {len(tokens)} tokens, too few for a window of data.block_size={length} and its next token"
+            )
+        self.tokens, self.length, self.seed, self.origin = tokens, length, seed, origin
+
+    def __len__(self) -> int:
+        n = len(self.tokens)
+        return -(-(n - 1) // self.length) if self.seed is None else n // self.length
+
+    def offsets(self, ids: Tensor, epochs: Tensor) -> Tensor:
+        """First token of each window, int64 [B]."""
+        if self.seed is None:
+            return ids * self.length
+        high, low = bits(fold_in(ids, self.seed), (Stream.WINDOW, epochs), 2).unbind(1)
+        return ((high << 31) | (low >> 1)) % (len(self.tokens) - self.length)  # 63 random bits
+
+    def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
+        last = len(self.tokens) - 1
+        at = self.offsets(ids, epochs)[:, None] + torch.arange(self.length + 1, device=ids.device)
+        window = self.tokens[at.clamp(max=last)].to(torch.int64) & WORD
+        if self.seed is not None:
+            return {"input_ids": window[:, :-1], "labels": window[:, 1:]}
+        beyond = at[:, 1:] > last  # the token that would be predicted does not exist
+        return {
+            "input_ids": window[:, :-1].masked_fill(beyond, 0),
+            "labels": window[:, 1:].masked_fill(beyond, IGNORED),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes
+
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(self.tokens.to(device), self.length, self.seed, self.origin)
+
+    def select(self, ids: np.ndarray) -> Source:
+        raise ConfigError(f"{self.origin}: text is split by fraction, not by item")
+
+
+def check_label(label: int, num_classes: int | None, where: str) -> None:
+    """DataError if a label lies outside [0, num_classes)."""
+    if num_classes is not None and not 0 <= label < num_classes:
+        raise DataError(f"{where}: label {label} is outside 0..{num_classes - 1} (data.num_classes={num_classes})")
+
+
+@contextlib.contextmanager
+def item_rng(seed: int) -> Iterator[None]:
+    """Seeds the global generators of torch, numpy and random for one item, and puts them back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+class DatasetSource(Source):
+    """A user's own torch Dataset of images, with `__len__`.
+
+    An item is a dict with "image" and perhaps "label", or (image, label), or an image; an image is uint8 [C,H,W], float
+    [C,H,W] in [-1, 1], a PIL image or a uint8 array [H,W,C]. Random transforms are repeatable: the global generators
+    are seeded from (seed, epoch, id) around each item.
+
+    Args:
+        dataset: the user's object.
+        shape: the [C,H,W] that every image must have.
+        num_classes: labels must lie in [0, num_classes); None = any.
+        seed: of the run.
+        ids: the dataset's index of each item; None = all.
+    """
+
+    def __init__(
+        self, dataset: Any, shape: tuple[int, ...], num_classes: int | None, seed: int, ids: np.ndarray | None = None
+    ) -> None:
+        self.origin = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ConfigError(f"data.dataset: {self.origin} needs __len__ and __getitem__ (a map-style torch Dataset)")
+        self.dataset, self.shape, self.num_classes, self.seed = dataset, shape, num_classes, seed
+        self.ids = np.arange(len(dataset)) if ids is None else ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
+        seeds = bits(fold_in(ids, self.seed), (Stream.AUGMENT, epochs), 1)[:, 0]
+        items = []
+        for i, seed in zip(ids.tolist(), seeds.tolist(), strict=True):
+            index = int(self.ids[i])
+            with item_rng(seed):
+                item = self.dataset[index]
+            items.append(self._item(item, index))
+            if items[-1].keys() != items[0].keys() or items[-1]["image"].dtype != items[0]["image"].dtype:
+                raise DataError(
+                    f"{self.origin}[{index}]: differs from other items in having a label or in the image's dtype"
+                )
+        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+    def _item(self, item: Any, index: int) -> Batch:
+        where = f"{self.origin}[{index}]"
+        if isinstance(item, Mapping):
+            image, label = item.get("image"), item.get("label")
+        elif isinstance(item, tuple | list):
+            image, label = (*item, None)[:2]
+        else:
+            image, label = item, None
+        if not isinstance(image, Tensor):  # PIL or an array of pixels
+            try:
+                pixels = np.array(image)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"{where}: no image ({error})") from None
+            if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+                raise DataError(
+                    f"{where}: expected a uint8 [C,H,W] tensor or an image as 'image' or first element, got "
+                    f"{type(image).__name__} {pixels.dtype}"
+                )
+            image = torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1).contiguous()
+        if tuple(image.shape) != self.shape:
+            raise DataError(f"{where}: image is {tuple(image.shape)}, data.shape is {self.shape}")
+        if image.is_floating_point():
+            image = image.to(torch.float32)
+            if not (image.abs() <= 1).all():
+                raise DataError(f"{where}: float image outside [-1, 1]: {image.min():.4g} .. {image.max():.4g}")
+        elif image.dtype != torch.uint8:
+            raise DataError(f"{where}: image is {image.dtype}; give uint8, or float in [-1, 1]")
+        out = {"image": image}
+        if label is not None:
+            try:
+                out["label"] = torch.tensor(int(label), dtype=torch.int64)
+            except (TypeError, ValueError):
+                raise DataError(f"{where}: label is {label!r}, expected an integer") from None
+            check_label(int(label), self.num_classes, where)
+        return out
+
+    def select(self, ids: np.ndarray) -> DatasetSource:
+        return DatasetSource(self.dataset, self.shape, self.num_classes, self.seed, self.ids[ids])
