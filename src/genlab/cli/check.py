@@ -16,9 +16,9 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from pydantic import ValidationError
 
 from genlab.cli import cross, schema, targets
-from genlab.cli.annotations import fits, within
+from genlab.cli.annotations import within
+from genlab.cli.arguments import check_arguments, short
 from genlab.cli.problem import Problem, leaves, nearest, one_line
-from genlab.cli.signature import signature
 
 
 def check(cfg: DictConfig, entry: str) -> None:
@@ -98,7 +98,7 @@ def _problem(fault: Any, model: type[schema.Strict], plain: dict[str, Any]) -> P
     do = ""
     if fault["type"] == "int_type" and isinstance(at, float) and at.is_integer():
         do = f"Write {int(at)}"
-    return Problem(f"{words}, is {at!r}", key, do)
+    return Problem(f"{words}, is {short(at)}", key, do)
 
 
 def _fields(model: type[schema.Strict], plain: dict[str, Any]) -> list[str]:
@@ -125,28 +125,8 @@ def check_node(value: Any, key: str) -> None:
     """
     for node, where in targets.nodes(value, key):
         pattern = next((p for p in schema.BASES if _matches(where, p)), "")
-        targets.check_special(node, where)
         found = targets.allowed(node["_target_"], f"{where}._target_", schema.BASES.get(pattern))
-        takes = signature(found)
-        name = found.node.name
-        for k in node:
-            if k in targets.SPECIAL:
-                continue
-            parameter = takes.parameters.get(k)
-            if parameter is None:
-                if takes.open:
-                    continue
-                close = nearest(k, takes.parameters)
-                options = f"Did you mean {where}.{close}?" if close else f"It takes {', '.join(takes.parameters)}"
-                raise Problem(f"unknown key '{where}.{k}': {name} takes no {k!r}", "", options)
-            fit, words = fits(node[k], parameter.annotation, parameter.module)
-            if not fit:
-                raise Problem(f"must be {words}, is {_short(node[k])}", f"{where}.{k}")
-        if not node.get("_partial_", False):
-            supplied = schema.SUPPLIED.get(pattern, set())
-            for k, parameter in takes.parameters.items():
-                if parameter.required and k not in node and k not in supplied:
-                    raise Problem(f"{name} needs {k!r}", f"{where}.{k}", f"Give {where}.{k}=VALUE")
+        check_arguments(found, node, where, schema.SUPPLIED.get(pattern, ()))
 
 
 def _matches(key: str, pattern: str) -> bool:
@@ -176,8 +156,3 @@ def numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
             yield from numbers(inner, f"{key}[{i}]")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield key, value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

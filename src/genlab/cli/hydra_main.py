@@ -116,7 +116,7 @@ def complain(error: BaseException) -> None:
 
 
 def _arguments() -> Any:
-    """The command line, parsed as Hydra will parse it again; its errors take one line too."""
+    """The command line, put in the order in which Hydra can parse it (flags first); its errors take one line too."""
     parser = get_args_parser()
 
     def error(message: str) -> NoReturn:
@@ -124,7 +124,9 @@ def _arguments() -> Any:
         sys.exit(2)
 
     parser.error = error  # type: ignore[method-assign]
-    return parser.parse_args()
+    arguments = parser.parse_intermixed_args()
+    sys.argv[1:] = [a for a in sys.argv[1:] if a not in arguments.overrides] + arguments.overrides
+    return arguments
 
 
 def _check_sweeps(entry: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from genlab.cli.arguments import SPECIAL, check_arguments
 from genlab.cli.problem import Problem, nearest
 from genlab.cli.signature import Definition, ancestors, find, is_module, names_in
 
@@ -36,8 +37,6 @@ LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
 # Functions of GenLab that a config may name: mathematics, which touches no file. Classes: anywhere but in cli and runs.
 _FUNCTIONS = ("genlab.networks", "genlab.objectives", "genlab.diffusion", "genlab.decoding")
 _CLOSED = ("genlab.cli", "genlab.runs")
-
-SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
 def user_packages() -> list[str]:
@@ -77,9 +76,11 @@ def allowed(target: Any, key: str, base: str | None = None) -> Definition:
     found = find(target)
     if not isinstance(found, Definition):
         module, _, name = target.rpartition(".")
-        close = nearest(name, names_in(module)) if is_module(module) else None
-        do = f"Did you mean {module}.{close}?" if close else "Write the full name, package.module.Class, of where it is defined"
-        raise Problem(f"target {target!r} not found: no such class can be read from source", key, do)
+        if not is_module(module):
+            raise _refused(target, key, "it is no class of a module")
+        close = nearest(name, names_in(module))
+        do = f"Did you mean {module}.{close}?" if close else "Write the full name, with the module that defines it"
+        raise Problem(f"target {target!r} not found: {module} has no such class", key, do)
     names, complete = ancestors(found) if found.is_class else ({found.name}, True)
     _check(found.module, found.is_class, lambda wanted: not complete or not names.isdisjoint(wanted), target, key)
     if base is not None and found.is_class and complete and base not in names:
@@ -105,23 +106,20 @@ def _check(module: str, is_class: bool, derives: Any, target: str, key: str) -> 
     raise _refused(target, key, f"it is defined in {module!r}")
 
 
-def _load(target: Any, key: str, base: type | None) -> Any:
+def _load(found: Definition, target: str, key: str, base: type | None) -> Any:
     """The class or function itself, imported from where it is defined and checked as an object."""
-    found = allowed(target, key)
     thing = getattr(importlib.import_module(found.module), found.node.name, None)
     is_class = isinstance(thing, type)
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
-    if thing is None or not callable(thing) or not isinstance(module, str) or name != found.node.name:
-        raise _refused(str(target), key, f"it resolves to {thing!r}")
-    above = {f"{c.__module__}.{c.__qualname__}" for c in thing.__mro__} if is_class else set()
-    _check(module, is_class, lambda wanted: not above.isdisjoint(wanted), str(target), key)
-    if base is not None and is_class and not issubclass(thing, base):
-        raise Problem(f"target {target!r} is not a {base.__name__}", key, f"Name a subclass of {_full(base)}")
+    if not callable(thing) or not isinstance(module, str) or name != found.node.name:
+        raise _refused(target, key, f"it resolves to {thing!r}")
+    above = {f"{c.__module__}.{c.__qualname__}" for c in thing.__mro__} if isinstance(thing, type) else set()
+    _check(module, is_class, lambda wanted: not above.isdisjoint(wanted), target, key)
+    if base is not None and isinstance(thing, type) and not issubclass(thing, base):
+        raise Problem(
+            f"target {target!r} is not a {base.__name__}", key, f"Name a subclass of {base.__module__}.{base.__name__}"
+        )
     return thing
-
-
-def _full(base: type) -> str:
-    return f"{base.__module__}.{base.__qualname__}"
 
 
 def nodes(value: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -134,19 +132,6 @@ def nodes(value: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from nodes(inner, f"{key}[{i}]")
-
-
-def check_special(node: dict[str, Any], key: str) -> None:
-    """Hydra's own keys: `_partial_` as Hydra has it; containers are plain, inner nodes are built, keywords only."""
-    if "_args_" in node:
-        raise Problem("arguments are given by name, _args_ is not allowed", f"{key}._args_")
-    for name, values in (
-        ("_partial_", (True, False)),
-        ("_recursive_", (True,)),
-        ("_convert_", ("all", "partial", "object")),
-    ):
-        if name in node and node[name] not in values:
-            raise Problem(f"{name} must be {' or '.join(map(str, values))}, is {node[name]!r}", f"{key}.{name}")
 
 
 def instantiate(node: Any, base: type | None = None, /, **kwargs: Any) -> Any:
@@ -170,17 +155,20 @@ def instantiate(node: Any, base: type | None = None, /, **kwargs: Any) -> Any:
     if isinstance(node, (DictConfig, ListConfig)):
         key = str(node._get_full_key(None) or "")
         node = OmegaConf.to_container(node, resolve=True)
-    loaded: dict[int, Any] = {}
-    for inner, where in nodes(node, key):
-        check_special(inner, where)
-        loaded[id(inner)] = _load(inner["_target_"], f"{where}._target_" if where else "_target_", None)
-    if base is not None:
-        target = node.get("_target_") if isinstance(node, dict) else None
-        _load(target, f"{key}._target_" if key else "_target_", base)
+    if base is not None and not (isinstance(node, dict) and "_target_" in node):
+        raise Problem(f"a node with _target_ is needed, that of a {base.__name__}", key)
+    found: list[tuple[dict[str, Any], str, Definition]] = []
+    for inner, where in nodes(node, key):  # all by name, then all as objects, and only then is anything called
+        definition = allowed(inner["_target_"], f"{where}._target_")
+        check_arguments(definition, inner, where, kwargs if inner is node else ())
+        found.append((inner, where, definition))
+    loaded = {
+        id(inner): _load(definition, inner["_target_"], f"{where}._target_", base if inner is node else None)
+        for inner, where, definition in found
+    }
     result = _build(node, key, loaded, kwargs)
-    made = result.func if isinstance(result, functools.partial) else result
-    if base is not None and not isinstance(made, (base, type)) and not isinstance(result, functools.partial):
-        raise Problem(f"target {node['_target_']!r} gave a {type(made).__name__}, not a {base.__name__}", key)
+    if base is not None and not isinstance(result, (base, functools.partial)):
+        raise Problem(f"target {node['_target_']!r} gave a {type(result).__name__}, not a {base.__name__}", key)
     return result
 
 
