@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,7 +45,7 @@ def train(config: DictConfig) -> float | None:
         ConfigError: the run asked for does not exist, is in use, or cannot be continued like this.
         SystemExit: with the worker's exit code where it is not 0; the worker has said why.
     """
-    run, config = open_run(config)
+    run, config = open_run(with_debug(config, HydraConfig.get().runtime.choices))
     with run.lock() as lock:
         OmegaConf.save(config, run.config)
         write_json(run.path / "environment.json", environment(sys.argv))
@@ -59,6 +59,16 @@ def train(config: DictConfig) -> float | None:
         print(f"genlab: error: the worker ended without a result; see {run.path}", file=sys.stderr)
         raise SystemExit(1)
     return result["value"]
+
+
+def with_debug(config: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+    """The configuration, with its `debug` node laid over it where trainer=debug was chosen, and without that node."""
+    changes = config.get("debug") if choices["trainer"] == "debug" else None
+    merged = OmegaConf.merge(config, changes or {})
+    assert isinstance(merged, DictConfig)
+    OmegaConf.set_struct(merged, False)
+    merged.pop("debug", None)
+    return merged
 
 
 def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:

@@ -13,18 +13,21 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> int:
-    """Returns the exit code of FAULTS; prints one line for an expected error, a traceback for any other."""
+def main(path: str) -> int:
+    """Trains the run in `path`.
+
+    Returns the exit code of genlab.errors; prints one line for an expected error, a traceback for any other.
+    """
     _die_with_parent()
     from genlab.errors import GenlabError
     from genlab.runs.directory import RunDirectory
 
-    run = RunDirectory(Path(sys.argv[1]))
+    run = RunDirectory(Path(path))
     rank = int(os.environ.get("NODE_RANK", "0")) * 10**6 + int(os.environ.get("LOCAL_RANK", "0"))
-    _quieten()
     try:
         from genlab.cli.session import train_session
 
+        _quieten()  # after Lightning's import, which sets its own level
         train_session(run)
         return 0
     except GenlabError as error:
@@ -72,4 +75,4 @@ def _quieten() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -47,11 +47,15 @@ class AtomicCheckpointIO(CheckpointIO):
             write_json(_sidecar(target), {"sha256": [digest]})
             _sync_directory(target.parent)
         except (OSError, RuntimeError) as error:
-            free, needed = shutil.disk_usage(target.parent).free, _tensor_bytes(checkpoint)
-            if not isinstance(error, OSError) and free > needed:
+            # torch's writer answers a failed write with a RuntimeError of its own, raised while handling the OSError.
+            reason: BaseException | None = error
+            while reason is not None and not isinstance(reason, OSError):
+                reason = reason.__context__
+            if reason is None:
                 raise
+            free, needed = shutil.disk_usage(target.parent).free, _tensor_bytes(checkpoint)
             raise StorageError(
-                f"cannot save {target}: {error}; {free:,} bytes free, about {needed:,} needed. Free space and run the "
+                f"cannot save {target}: {reason.strerror}; {free:,} bytes free, about {needed:,} needed. Free space and run the "
                 "same command again: it goes on from the last checkpoint."
             ) from error
         finally:

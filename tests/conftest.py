@@ -1,0 +1,24 @@
+"""Set before anything heavy is imported: one thread, no network, W&B offline and in temporary folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TQDM_DISABLE="1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _runs_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test leaves runs in the repository."""
+    monkeypatch.setenv("GENLAB_RUNS", str(tmp_path / "runs"))
