@@ -39,7 +39,12 @@ def check_arguments(found: Definition, node: dict[str, Any], key: str, supplied:
             raise Problem(f"unknown key {at!r}: {name} takes no {argument!r}", "", options)
         fit, words = fits(value, parameter.annotation, parameter.module)
         if not fit:
-            raise Problem(f"must be {words}, is {short(value)}", at)
+            close = nearest(value, words.replace(",", " ").split()) if isinstance(value, str) else None
+            raise Problem(
+                f"must be {words}, is {short(value)}",
+                at,
+                f"Did you mean {close}?" if close and "one of" in words else "",
+            )
     if not node.get("_partial_", False):
         for argument, parameter in takes.parameters.items():
             if parameter.required and argument not in node and argument not in supplied:

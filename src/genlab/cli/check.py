@@ -48,14 +48,25 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise Problem("a value is needed", key, f"Give {key}=VALUE") from None
     except InterpolationResolutionError as error:
         key = error.full_key or ""
-        raw = OmegaConf.to_container(cfg, resolve=False)
-        inner = said(error).partition("'")[2].partition("'")[0]
-        close = nearest(inner, leaves(raw)) if inner else None
-        raise Problem(f"interpolation fails: {said(error)}", key, f"Did you mean {close}?" if close else "") from None
+        raise _dangling(said(error), key, OmegaConf.to_container(cfg, resolve=False)) from None
     except OmegaConfBaseException as error:
         raise Problem(said(error), error.full_key or "") from None
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}
+
+
+def _dangling(message: str, key: str, raw: Any) -> Problem:
+    """An interpolation that leads nowhere. A fact that a group is asked for and does not state is the usual case."""
+    found = re.fullmatch(r"Interpolation key '([^']+)' not found", message)
+    if found is None:
+        return Problem(f"interpolation fails: {message}", key)
+    group, _, fact = found[1].partition(".")
+    close = nearest(found[1], [k for k in leaves(raw) if k != key])
+    if fact and isinstance(raw.get(group), dict):
+        beside = close is not None and close.startswith(f"{group}.")
+        do = f"Did you mean {close}?" if beside else f"Choose another {group}, or set {key}"
+        return Problem(f"is taken from {found[1]}, which the chosen {group} does not have", key, do)
+    return Problem(f"is taken from {found[1]}, which does not exist", key, f"Did you mean {close}?" if close else "")
 
 
 def said(error: Exception) -> str:

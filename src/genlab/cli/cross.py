@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,21 +50,17 @@ def batch_divides(plain: Plain) -> None:
     devices = len(devices) if isinstance(devices, list) else devices
     if not _is_int(batch):
         return
-    share = 1
-    for key, value in (
-        ("trainer.devices", devices),
-        ("trainer.num_nodes", _get(plain, "trainer.num_nodes")),
-        ("trainer.accumulate_grad_batches", _get(plain, "trainer.accumulate_grad_batches")),
-    ):
-        if _is_int(value) and value > 0:
-            share *= value
-            if batch % share:
-                raise Problem(
-                    f"data.batch_size={batch} cannot be split over trainer.devices x trainer.num_nodes x "
-                    f"trainer.accumulate_grad_batches (up to {key}: {share})",
-                    "data.batch_size",
-                    f"Set data.batch_size to a multiple of {share}, such as {-(-batch // share) * share}",
-                )
+    shares = {"trainer.devices": devices}
+    for key in ("trainer.num_nodes", "trainer.accumulate_grad_batches"):
+        shares[key] = _get(plain, key)
+    shares = {key: value for key, value in shares.items() if _is_int(value) and value > 1}
+    share = math.prod(shares.values())
+    if batch % share:
+        raise Problem(
+            f"must be a multiple of {' x '.join(shares)} = {share}, is {batch}",
+            "data.batch_size",
+            f"Take {max(batch // share, 1) * share} or {(batch // share + 1) * share}",
+        )
 
 
 @register
@@ -75,14 +72,12 @@ def labels_exist(plain: Plain) -> None:
             continue
         if "num_classes" in (plain.get("data") or {}) and not classes:
             raise Problem(
-                f"{key}={value} asks for class labels, but the data set has none (data.num_classes={classes})",
+                f"is {value}, but the data has no class labels: data.num_classes={classes}",
                 key,
-                f"Set {key}=null, or choose a data set with labels",
+                f"Set {key}=0, or choose data with labels",
             )
         if _is_int(classes) and value < classes:
-            raise Problem(
-                f"{key}={value} is less than data.num_classes={classes}", key, f"Set {key}=${{data.num_classes}}"
-            )
+            raise Problem(f"is {value}, less than data.num_classes={classes}", key, f"Set {key}={classes}")
 
 
 @register
@@ -95,7 +90,7 @@ def image_fits(plain: Plain) -> None:
         sizes = value if isinstance(value, list) else [value, value]
         if len(sizes) == 2 and all(map(_is_int, sizes)) and sizes != shape[1:]:
             raise Problem(
-                f"{key}={value} does not fit data.shape={shape} ([channels, height, width])",
+                f"is {value}, which does not fit data.shape={shape} ([channels, height, width])",
                 key,
                 f"Set {key}={shape[1]}, or choose other data",
             )

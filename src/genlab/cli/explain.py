@@ -26,7 +26,7 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
         )  # fmt: skip
     text = one_line(str(error))
     if isinstance(error, MissingConfigException):
-        return _missing(error, folder)
+        return _missing(error, arguments, folder)
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
         mark = cause.problem_mark
@@ -36,6 +36,8 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1].partition("@")[0]
         groups = _groups(folder)
+        if inside := re.search(r"In '([^']*)'", text):
+            return Problem(f"cannot override {found[1]!r} from here", "", "", f"conf/{inside[1]}.yaml")
         problem = unknown(key, list(dict.fromkeys([*_keys(arguments, config_name, folder, key), *groups])))
         problem.where = "command line"
         return problem
@@ -48,18 +50,19 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
     return Problem(text.removesuffix("."))
 
 
-def _missing(error: MissingConfigException, folder: str) -> Problem:
+def _missing(error: MissingConfigException, arguments: Any, folder: str) -> Problem:
     """An option that its group does not have, or a config file that is not there."""
     path = error.missing_cfg_file or ""
     group, _, option = path.rpartition("/")
     options = [str(o) for o in error.options or []]
     inside = re.search(r"In '([^']*)'", str(error))
-    where = f"conf/{inside[1]}.yaml" if inside and inside[1] not in {"", Path(path).name} else ""
+    chosen = any(o.partition("=")[0].lstrip("+~").partition("@")[0] == group for o in arguments.overrides)
+    where = "command line" if chosen else f"conf/{inside[1]}.yaml" if inside else ""
     if not options:
         return Problem(f"no config {path!r}", "", f"Look in {folder}", where)
     close = nearest(option, options)
     do = f"Did you mean {group}={close}? " if close else ""
-    return Problem(f"no {option!r} in group {group}", group, f"{do}Options: {', '.join(options)}", "")
+    return Problem(f"{group} has no option {option!r}", "", f"{do}Options: {', '.join(options)}", where)
 
 
 def _keys(arguments: Any, config_name: str, folder: str, bad: str) -> list[str]:
@@ -87,6 +90,7 @@ def _listed(folder: str, group: str) -> str:
 
 def origin(key: str, settings: Any) -> str:
     """Where a key of the composed configuration came from: 'command line', or the file of its group's option."""
+    key = key.partition("[")[0]
     if not key:
         return ""
     overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
@@ -95,7 +99,7 @@ def origin(key: str, settings: Any) -> str:
         touches = key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.")
         if touches and name not in settings.runtime.choices:
             return "command line"
-    parts = re.split(r"[.\[]", key)
+    parts = key.split(".")
     for n in range(len(parts), 0, -1):
         group = "/".join(parts[:n])
         choice = settings.runtime.choices.get(group)

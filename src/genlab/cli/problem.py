@@ -10,7 +10,7 @@ from genlab.errors import ConfigError
 
 
 class Problem(ConfigError):
-    """One fault at one key: 'what (key, where). do'.
+    """One fault at one key: 'key: what (where). do'.
 
     Attributes:
         what: the fault.
@@ -24,9 +24,10 @@ class Problem(ConfigError):
         super().__init__(what, key, do, where)
 
     def __str__(self) -> str:
-        place = ", ".join(part for part in (self.key, self.where) if part)
+        at = "" if not self.key else f"{self.key} " if self.what.startswith(("must ", "is ")) else f"{self.key}: "
+        where = f" ({self.where})" if self.where else ""
         do = f". {self.do}" if self.do else ""
-        return one_line(f"{self.what}{f' ({place})' if place else ''}{do}")
+        return one_line(f"{at}{self.what}{where}{do}")
 
 
 def one_line(text: str) -> str:

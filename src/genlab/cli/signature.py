@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -206,17 +206,22 @@ def _bases(definition: Definition) -> Iterator[Definition | None]:
         yield found if isinstance(found, Definition) and found.is_class else None
 
 
-def ancestors(definition: Definition) -> tuple[set[str], bool]:
-    """Full names of a class and all its bases, and whether every base could be read."""
-    names, complete = {definition.name}, True
-    for base in _bases(definition):
-        if base is None:
-            complete = False
-        elif base.name not in names:
-            above, whole = ancestors(base)
-            names |= above
-            complete &= whole
-    return names, complete
+def derives(definition: Definition, wanted: Collection[str]) -> bool | None:
+    """Whether a class is, or has among its bases, one of these full names; None if a base could not be read.
+
+    A base that is imported under one of the names is recognised without reading where it comes from, which for
+    transformers' and diffusers' models saves most of the time.
+    """
+    if definition.name in wanted:
+        return True
+    assert isinstance(definition.node, ast.ClassDef)
+    for expression in definition.node.bases:
+        first, _, rest = dotted_name(expression).partition(".")
+        bound = _bindings(definition.module)[0].get(first)
+        if isinstance(bound, str) and (f"{bound}.{rest}" if rest else bound) in wanted:
+            return True
+    results = [None if base is None else derives(base, wanted) for base in _bases(definition)]
+    return True if True in results else None if None in results else False
 
 
 def signature(definition: Definition) -> Signature:

@@ -11,28 +11,34 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genlab.cli.arguments import SPECIAL, check_arguments
 from genlab.cli.problem import Problem, nearest
-from genlab.cli.signature import Definition, ancestors, find, is_module, names_in
+from genlab.cli.signature import Definition, derives, find, is_module, names_in
 
-_MODULE = "torch.nn.modules.module.Module"
+# The last two and "torch.nn.Module" are how sources name them: recognised without reading torch.
+_MODULE = (
+    "torch.nn.modules.module.Module",
+    "torch.nn.Module",
+    "diffusers.models.modeling_utils.ModelMixin",
+    "transformers.modeling_utils.PreTrainedModel",
+)
 
 # (where the class is really defined, one of these is among its bases). A re-export is followed to the definition first.
 LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("torch.optim", ("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler")),
-    ("torch.nn.modules", (_MODULE,)),
+    ("torch.nn.modules", _MODULE),
     ("pytorch_lightning.trainer.trainer", ("pytorch_lightning.trainer.trainer.Trainer",)),
     ("pytorch_lightning.callbacks", ("pytorch_lightning.callbacks.callback.Callback",)),
     ("pytorch_lightning.loggers", ("pytorch_lightning.loggers.logger.Logger",)),
     ("pytorch_lightning.strategies", ("pytorch_lightning.strategies.strategy.Strategy",)),
     ("pytorch_lightning.profilers", ("pytorch_lightning.profilers.profiler.Profiler",)),
-    ("diffusers.models", (_MODULE,)),
-    ("transformers.models", (_MODULE, "transformers.configuration_utils.PreTrainedConfig")),
+    ("diffusers.models", _MODULE),
+    ("transformers.models", (*_MODULE, "transformers.configuration_utils.PreTrainedConfig")),
 )
 # Functions of GenLab that a config may name: mathematics, which touches no file. Classes: anywhere but in cli and runs.
 _FUNCTIONS = ("genlab.networks", "genlab.objectives", "genlab.diffusion", "genlab.decoding")
@@ -81,15 +87,14 @@ def allowed(target: Any, key: str, base: str | None = None) -> Definition:
         close = nearest(name, names_in(module))
         do = f"Did you mean {module}.{close}?" if close else "Write the full name, with the module that defines it"
         raise Problem(f"target {target!r} not found: {module} has no such class", key, do)
-    names, complete = ancestors(found) if found.is_class else ({found.name}, True)
-    _check(found.module, found.is_class, lambda wanted: not complete or not names.isdisjoint(wanted), target, key)
-    if base is not None and found.is_class and complete and base not in names:
+    _check(found.module, found.is_class, lambda wanted: derives(found, wanted) is not False, target, key)
+    if base is not None and found.is_class and derives(found, [base]) is False:
         raise Problem(f"target {target!r} is not a {base.rpartition('.')[2]}", key, f"Name a subclass of {base}")
     return found
 
 
-def _check(module: str, is_class: bool, derives: Any, target: str, key: str) -> None:
-    """The rules, in one place for names and objects. `derives(names)`: is one of these full names among the bases?"""
+def _check(module: str, is_class: bool, has_base: Callable[[Collection[str]], bool], target: str, key: str) -> None:
+    """The rules, in one place for names and objects. `has_base(names)`: is one of these full names among the bases?"""
     if _inside(module, user_packages()):
         return
     if _inside(module, ["genlab"]):
@@ -100,8 +105,10 @@ def _check(module: str, is_class: bool, derives: Any, target: str, key: str) -> 
         return
     for library, bases in LIBRARIES:
         if _inside(module, [library]):
-            if not is_class or not derives(bases):
-                raise _refused(target, key, f"it is not a {' or '.join(b.rpartition('.')[2] for b in bases)}")
+            if not is_class or not has_base(bases):
+                raise _refused(
+                    target, key, f"it is not a {' or '.join(dict.fromkeys(b.rpartition('.')[2] for b in bases))}"
+                )
             return
     raise _refused(target, key, f"it is defined in {module!r}")
 
