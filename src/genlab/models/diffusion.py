@@ -1,0 +1,176 @@
+"""Diffusion and flow matching on images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from genlab import noise
+from genlab.diffusion import bound, parameterisation
+from genlab.diffusion.guidance import guided
+from genlab.diffusion.parameterisation import Denoised, Prediction, Weighting
+from genlab.diffusion.processes import VP, Flow, Process
+from genlab.diffusion.samplers import Denoise, Sampler
+from genlab.errors import ConfigError
+from genlab.models.base import Condition, GenerativeModel
+from genlab.networks.patch import as_tensor
+from genlab.noise import Stream
+
+
+class DiffusionModel(GenerativeModel):
+    """A network that sees x_t, t and perhaps a label, and predicts what separates data from noise.
+
+    Args:
+        network: called as network(sample [B,C,H,W], timestep [B], class_labels int64 [B] or None), as diffusers' UNets.
+            With labels it must know num_classes + 1 of them: the last is the null class (`guidance.with_null`).
+        process: VP or Flow.
+        shape: [C, H, W] of the images.
+        prediction: what the network puts out: 'eps', 'x0', 'v' or 'velocity' (see genlab.diffusion.parameterisation).
+        weighting: of the loss over times (see `parameterisation.loss_weight`).
+        num_classes: number of labels; 0 or None for an unconditional model.
+        label_drop: share of training items whose label is replaced by the null class, which guidance needs.
+        channels_last: memory layout of network and images; the same results, often faster on a GPU.
+        chunk_size: rows that are sampled at a time (see GenerativeModel).
+
+    Raises:
+        ConfigError: a combination without meaning.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        shape: Sequence[int],
+        prediction: Prediction = "eps",
+        weighting: Weighting = "own",
+        num_classes: int | None = None,
+        label_drop: Annotated[float, "ge 0, lt 1"] = 0.1,
+        channels_last: bool = False,
+        chunk_size: int = 16,
+    ) -> None:
+        super().__init__()
+        if isinstance(process, Flow) and prediction == "eps":
+            raise ConfigError("model.prediction: eps says nothing of x_0 at t = 1 of a flow; take velocity, v or x0")
+        parameterisation.check(prediction, weighting)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.process = process
+        self.shape = tuple(shape)
+        self.prediction, self.weighting = prediction, weighting
+        self.num_classes = num_classes or 0
+        self.label_drop, self.chunk_size = label_drop, chunk_size
+        self.conditions = ("label",) if num_classes else ()
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The network's output [B,C,H,W] for x_t [B,C,H,W] at times t [B] of the process and labels int64 [B]."""
+        x_t = x_t.to(memory_format=self.layout)
+        return as_tensor(self.network(x_t, self.process.network_time(t), label))
+
+    # ---- training
+
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted squared error of the prediction at random times: algorithm 1 of DDPM, eq. 2 of 2403.03206.
+
+        In training a time, noise and the dropping of the label come from torch's generator. In validation they are a
+        function of batch["id"]: noise by its key, times at multiples of the golden ratio modulo 1, so that any run of
+        ids covers them evenly; no label is dropped.
+        """
+        x_0, label = batch["image"], batch["label"] if self.conditions else None
+        if self.training:
+            u, eps = torch.rand(len(x_0), device=x_0.device), torch.randn_like(x_0)
+            if label is not None:
+                dropped = torch.rand(len(x_0), device=x_0.device) < self.label_drop
+                label = torch.where(dropped, self.num_classes, label)
+        else:
+            u = (batch["id"].to(torch.float64) * ((math.sqrt(5) - 1) / 2)).frac().float()
+            eps = noise.normal(batch["id"], Stream.VALIDATION, self.shape)
+        t = self.process.quantile(u)
+        alpha, sigma = self.process.coefficients(t, x_0)
+        output = self(alpha * x_0 + sigma * eps, t, label)
+        wanted = parameterisation.target(self.prediction, x_0, eps, alpha, sigma)
+        weight = parameterisation.loss_weight(self.weighting, self.prediction, alpha, sigma)
+        return {"loss": (weight * (output.float() - wanted) ** 2).mean()}
+
+    # ---- sampling
+
+    def generate(self, seeds: Tensor, condition: Condition | None, sampler: Sampler) -> Tensor:
+        """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class."""
+        x = noise.normal(seeds, Stream.INITIAL, self.shape)
+        denoise = self.denoiser((condition or {}).get("label"), len(seeds), sampler.guidance_scale, sampler.clip)
+        return sampler(denoise, x, self.process, lambda k, shape: noise.normal(seeds, (Stream.STEP, k), shape))
+
+    def denoiser(self, label: Tensor | None, rows: int, guidance_scale: float = 1.0, clip: bool = False) -> Denoise:
+        """The function that samplers call: (x_t [B,C,H,W], t) -> Denoised, with guidance and clipping of x_0 inside."""
+        if not self.conditions and guidance_scale != 1:
+            raise ConfigError(f"sampler.guidance_scale: {guidance_scale} needs a model with labels; take 1")
+        if label is not None and not 0 <= int(label.min()) <= int(label.max()) <= self.num_classes:
+            raise ConfigError(f"condition.label: expected 0 to {self.num_classes - 1}, got {label.tolist()}")
+        if self.conditions and label is None:
+            label, guidance_scale = torch.full((rows,), self.num_classes, device=self.device), 1.0
+
+        def denoise(x_t: Tensor, t: float) -> Denoised:
+            times = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
+            if label is None:
+                output = self(x_t, times)
+            else:
+                output = guided(self, x_t, times, label, self.num_classes, guidance_scale)
+            alpha, sigma = self.process.at(t)
+            result = parameterisation.denoised(self.prediction, output.to(x_t.dtype), x_t, alpha, sigma)
+            return parameterisation.clipped(result, x_t, alpha, sigma) if clip else result
+
+        return denoise
+
+    # ---- the capability `variational_bound`
+
+    @torch.no_grad()
+    def variational_bound(
+        self, batch: Mapping[str, Tensor], terms: int | None = None, variance: str = "beta", clip: bool = True
+    ) -> dict[str, Tensor]:
+        """DDPM's bound on -log2 p(x_0), in bits a dimension, by its terms; discrete VP only.
+
+        Args:
+            batch: image [B,C,H,W], 8 bits scaled to [-1, 1]; id int64 [B], which keys the noise; label if conditional.
+            terms: how many of the T - 1 terms L_{t-1}, t > 1, are computed: one at a random place in each of `terms`
+                equal parts of time, scaled up to the sum, which leaves it unbiased. None computes all: T network calls.
+            variance: of the reverse steps, 'beta' or 'beta_tilde'.
+            clip: clip the predicted x_0 to [-1, 1].
+
+        Returns:
+            float64 [B] each: L_T, L_t (the sum over 1 < t <= T), L_0 and bits_per_dim, their sum.
+
+        Raises:
+            ConfigError: the process is not VP.
+        """
+        process, x_0, ids = self.process, batch["image"], batch["id"]
+        if not isinstance(process, VP):
+            raise ConfigError("variational_bound: DDPM's bound is defined for process VP only")
+        assert not self.training, "variational_bound: call model.eval() first, so that dropout is off"
+        label = batch["label"] if self.conditions else None
+
+        def predicted_x_0(t: Tensor) -> Tensor:
+            eps = noise.normal(ids, (Stream.VALIDATION, t), self.shape)
+            alpha, sigma = process.coefficients(t, x_0)
+            x_t = alpha * x_0 + sigma * eps
+            output = self(x_t, t, label).float()
+            found = parameterisation.denoised(self.prediction, output, x_t, alpha, sigma).x_0
+            return found.clamp(-1, 1) if clip else found
+
+        count = int(process.end) - 1
+        terms = count if terms is None else terms
+        middle = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+        places = noise.uniform(ids, Stream.TIME, (terms,)).to(torch.float64)
+        for j in range(terms):
+            t = 2 + ((j + places[:, j]) / terms * count).long().clamp(max=count - 1)
+            middle += bound.transition_term(process, x_0, predicted_x_0(t), t, variance) * (count / terms)
+        first = torch.ones_like(ids)
+        nats = {
+            "L_T": bound.prior_term(process, x_0),
+            "L_t": middle,
+            "L_0": bound.decoder_term(process, x_0, predicted_x_0(first), variance),
+        }
+        bits = {name: value / (math.prod(self.shape) * math.log(2)) for name, value in nats.items()}
+        return {**bits, "bits_per_dim": sum(bits.values(), torch.zeros_like(middle))}
