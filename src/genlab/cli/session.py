@@ -115,7 +115,7 @@ def make_trainer(
         EvaluateWhileTraining(recorder, instantiate(config.evaluation), run, options.evaluate_every),
         *(instantiate(node, Callback) for node in options.extra),
         ema,
-        SampleProgress(recorder),
+        *([SampleProgress(recorder)] if settings["enable_progress_bar"] else []),
         saver,
     ]
     loggers: list[Logger] = []

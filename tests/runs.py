@@ -1,0 +1,157 @@
+"""Runs for tests: composed from the shipped conf on small data made here, worked on by children of a fork server that has
+torch and Lightning loaded, so a start costs a fraction of a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from genlab.cli.check import check
+from genlab.cli.train import open_run, with_debug
+from genlab.runs.checkpoint import load_checkpoint
+from genlab.runs.directory import RunDirectory
+from genlab.runs.metrics import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests_preload"])
+
+
+def make_images(path: Path, shape: Sequence[int], classes: int = 10, count: int = 60) -> Path:
+    """An .npz of `count` images: a bright square whose place is the class, on noise."""
+    rng = np.random.default_rng(0)
+    channels, height, width = shape
+    image = rng.integers(0, 60, (count, channels, height, width), dtype=np.uint8)
+    label = np.arange(count, dtype=np.int64) % classes
+    for i, k in enumerate(label):
+        y, x = divmod(int(k), 4)
+        image[i, :, 2 + 6 * y : 8 + 6 * y, 2 + 6 * x : 8 + 6 * x] = 230
+    np.savez(path, image=image, label=label)
+    return path
+
+
+def make_text(path: Path, characters: int = 65, count: int = 4000) -> Path:
+    """A text of exactly `characters` distinct characters, the newline among them."""
+    alphabet = "\n" + "".join(chr(33 + i) for i in range(characters - 1))
+    rng = np.random.default_rng(0)
+    path.write_text(alphabet + "".join(rng.choice(list(alphabet), count - characters)), encoding="utf-8")
+    return path
+
+
+def compose_train(overrides: Sequence[str]) -> DictConfig:
+    """conf/train.yaml as train.py would have it, checked, debug overlay applied."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        whole = compose("train", list(overrides), return_hydra_config=True)
+    choices = dict(whole.hydra.runtime.choices)
+    OmegaConf.set_struct(whole, False)
+    name = f"{choices['model']}-{choices['data']}"
+    del whole["hydra"]
+    whole.name = name
+    check(whole, "train")
+    return with_debug(whole, choices)
+
+
+def small_data(config: DictConfig, folder: Path) -> list[str]:
+    """Overrides that put data made here in the place of a config's data set, with the same facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = config.data
+    if data.modality == "image":
+        path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
+        return ["data=npz", f"data.path={path}", f"data.shape={list(data.shape)}", f"data.num_classes={data.num_classes}"]
+    path = make_text(folder / "text.txt", data.vocab_size)
+    return ["data=text_file", f"data.path={path}", f"data.vocab_size={data.vocab_size}", f"data.block_size={data.block_size}"]
+
+
+def small_run(chosen: str, folder: Path, *overrides: str) -> DictConfig:
+    """A run of seconds of one option of conf (for example model=ddpm or experiment=ddpm_cifar10)."""
+    base = [chosen, "trainer=debug", "logger=none", f"runs_dir={folder / 'runs'}", "evaluation=none"]
+    data = small_data(compose_train(base), folder)
+    return compose_train([*base, *data, "data.num_workers=0", *overrides])
+
+
+def new_run(config: DictConfig) -> RunDirectory:
+    """A run directory with its config.yaml; the unfinished one of the same configuration, if there is one."""
+    run, config = open_run(config)
+    OmegaConf.save(config, run.config)
+    return run
+
+
+def _work(path: str, log: str, temporary: str | None) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    if temporary is not None:
+        os.environ["TMPDIR"] = tempfile.tempdir = temporary
+    from genlab.cli.worker import main
+
+    code = main(path)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def start(run: RunDirectory, temporary: str | None = None) -> BaseProcess:
+    """A worker on the run, in a process of its own; its output goes to RUN/log."""
+    process = _server.Process(target=_work, args=(str(run.path), str(run.path / "log"), temporary))
+    process.start()
+    return process
+
+
+def work(run: RunDirectory, timeout: float = 240) -> int:
+    """A worker on the run until it ends: its exit code."""
+    process = start(run)
+    process.join(timeout)
+    assert process.exitcode is not None, f"still running after {timeout} s"
+    return process.exitcode
+
+
+def log(run: RunDirectory) -> str:
+    """What the workers of the run printed."""
+    path = run.path / "log"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def rows(run: RunDirectory) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock and the machine."""
+    clocks = ("time", "train/samples_per_s", "train/memory_gib")
+    return [{k: v for k, v in row.items() if k not in clocks} for row in read_rows(run.metrics)]
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """All tensors and primitives in a nested value, by path."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in leaves(inner, f"{prefix}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for i, inner in enumerate(value) for k, v in leaves(inner, f"{prefix}/{i}").items()}
+    return {prefix: value}
+
+
+def assert_same_state(a: RunDirectory, b: RunDirectory) -> None:
+    """Weights, EMA, optimizer, counters: equal to the last bit; metrics.jsonl: equal rows."""
+    left, right = leaves(load_checkpoint(a.last)), leaves(load_checkpoint(b.last))
+    for state in (left, right):  # an offset in bytes depends on the printed clock times
+        del state["/metrics_offset"]
+    assert left.keys() == right.keys()
+    different = [
+        name
+        for name, value in left.items()
+        if not (torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name])
+    ]
+    assert not different, f"{len(different)} of {len(left)} differ, first {different[:3]}"
+    assert rows(a) == rows(b)

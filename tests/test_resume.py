@@ -1,0 +1,83 @@
+"""A killed run continues bit for bit: each family, kills at random moments, temporary files on another file system."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import assert_same_state, log, new_run, rows, small_run, start, work
+
+FAMILIES = ["ddpm", "gan", "gpt"]  # one of each kind: the contract test runs every config
+ELSEWHERE = "/dev/shm" if os.path.isdir("/dev/shm") else None
+LONGER = ("schedule.max_samples=120", "schedule.save_every=12", "schedule.eval_every=40", "schedule.log_every=8",
+          "callbacks.samples.count=0", "callbacks.final.count=0", "debug=null", "data.batch_size=4",
+          "data.limit_val=8")  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_killed_runs_end_in_the_uninterrupted_state(family: str, tmp_path: Path) -> None:
+    whole = new_run(small_run(f"model={family}", tmp_path, *LONGER))
+    began = time.monotonic()
+    assert work(whole) == 0, log(whole)
+    duration = time.monotonic() - began
+    config = small_run(f"model={family}", tmp_path, *LONGER, "resume=never")
+    broken = new_run(config)
+    rng, kills = random.Random(family), 0
+    while kills < 10:
+        process = start(broken, ELSEWHERE)
+        process.join(rng.uniform(0.2, 0.7) * duration)
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert kills >= 3, "the run ended before it could be killed"
+    assert broken.status()["state"] in ("starting", "running") or process.exitcode == 0
+    assert process.exitcode == 0 or work(broken) == 0, log(broken)
+    assert_same_state(whole, broken)
+    samples = [row["samples"] for row in rows(broken) if "train/lr" in row]
+    assert samples == sorted(set(samples)), "a row stands twice"
+    assert broken.status()["state"] == "finished"
+
+
+def test_sigterm_saves_and_the_same_run_goes_on(tmp_path: Path) -> None:
+    options = (*LONGER, "schedule.max_samples=200", "schedule.save_every=0")
+    whole = new_run(small_run("model=gan", tmp_path, *options))
+    assert work(whole) == 0, log(whole)
+    run = new_run(small_run("model=gan", tmp_path, *options, "resume=never"))
+    for number, code, state in ((signal.SIGTERM, 143, "preempted"), (signal.SIGINT, 130, "interrupted")):
+        seen = run.status().get("samples", 0)
+        process = start(run)
+        deadline = time.monotonic() + 60
+        while len(rows(run)) <= seen // 8 + 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid or 0, number)
+        process.join(60)
+        assert process.exitcode == code, log(run)
+        assert run.status()["state"] == state
+        assert f"saved at {run.status()['samples']:,} samples" in log(run)
+        assert run.status()["samples"] > seen
+    assert work(run) == 0, log(run)
+    assert_same_state(whole, run)
+
+
+def test_a_finished_run_is_extended(tmp_path: Path) -> None:
+    """Longer from the start or extended after the end: the same weights under a constant learning rate."""
+    options = (*LONGER, "schedule.decay=constant", "schedule.eval_every=0")
+    long = new_run(small_run("model=gan", tmp_path, *options))
+    assert work(long) == 0, log(long)
+    run = new_run(small_run("model=gan", tmp_path, *options, "schedule.max_samples=60"))
+    assert work(run) == 0, log(run)
+    text = run.config.read_text().replace("max_samples: 60", "max_samples: 120")
+    run.config.write_text(text)
+    assert work(run) == 0, log(run)
+    from genlab.runs.checkpoint import load_checkpoint
+
+    a, b = load_checkpoint(long.last), load_checkpoint(run.last)
+    assert a["samples"] == b["samples"] == 120
+    assert all((a["state_dict"][k] == b["state_dict"][k]).all() for k in a["state_dict"])
+    assert any("val/loss" in row and row["samples"] == 60 for row in rows(run)), "rows of the first end are kept"
