@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def load_run(
     weights: str = "ema",
     checkpoint: str = "last",
     device: str = "auto",
-    runs_dir: str | Path = "runs",
+    runs_dir: str | Path | None = None,
 ) -> LoadedRun:
     """Loads a run by path, folder name, or "last", for the newest.
 
@@ -92,12 +93,13 @@ def load_run(
         weights: "ema" or "raw".
         checkpoint: "last", "best" or "previous".
         device: "auto", "cpu" or "cuda".
+        runs_dir: where names are looked up; None: $GENLAB_RUNS, else ./runs.
 
     Raises:
         ConfigError: no such run, checkpoint, weights or device.
         CheckpointError: the checkpoint is damaged or of another architecture.
     """
-    directory = find_run(str(run), Path(runs_dir))
+    directory = find_run(str(run), Path(runs_dir or os.environ.get("GENLAB_RUNS", "runs")))
     config = load_config(directory)
     model = build_model(config)
     state, path = read_checkpoint(directory, checkpoint)
