@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from genlab.cli.hydra_main import hydra_main
 
 
-@hydra_main("evaluate", Path(__file__).parent / "conf")
+@hydra_main("evaluate", Path(__file__).parent / "conf", free=("sampler",))
 def main(config: DictConfig) -> float | None:
     """One protocol, one record: RUN/evaluation/PROTOCOL.json."""
     from genlab.cli.evaluate import evaluate_run

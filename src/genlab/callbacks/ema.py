@@ -31,15 +31,16 @@ class EMA(pl.Callback):
         self.decay, self.ramp = decay, ramp
         self.average: dict[str, Tensor] = {}
         self.raw: dict[str, Tensor] | None = None  # the weights, while the average stands in their place
+        self._own: dict[str, Tensor] = {}  # the model's tensors, looked up once: they change in place
         self._seen = 0
 
     def tracked(self, model: GenerativeModel) -> dict[str, Tensor]:
         """The model's own tensors, by name, that are averaged."""
         return {k: v for k, v in model.state_dict().items() if k.startswith(model.sampled_parts())}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModel)
-        own = self.tracked(pl_module)
+        own = self._own = self.tracked(pl_module)  # now, not earlier: the model has reached its device
         if self.average:  # from a checkpoint: to the model's device
             self.average = {k: self.average[k].to(v.device) for k, v in own.items()}
         else:
@@ -54,7 +55,7 @@ class EMA(pl.Callback):
             return
         self._seen = pl_module.updates
         decay = min(self.decay, (1 + self._seen) / (10 + self._seen)) if self.ramp else self.decay
-        own = self.tracked(pl_module)
+        own = self._own
         floats = [k for k, v in own.items() if v.is_floating_point()]
         torch._foreach_lerp_([self.average[k] for k in floats], [own[k] for k in floats], 1 - decay)
         for name, value in own.items():

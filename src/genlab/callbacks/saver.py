@@ -58,9 +58,6 @@ class Saver(Checkpoint):
             os.write(2, b"\ngenlab: signal received, saving at the end of this step ...\n")
         self.signal = number
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.install()  # Lightning has put its own in the place of ours; they hang in a collective under DDP
-
     def _leave_if_asked(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
         asked = self.signal is not None
         if trainer.world_size > 1:
@@ -74,6 +71,7 @@ class Saver(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModel)
+        self.install()  # Lightning has put its own in the place of ours; they hang in a collective under DDP
         if self.saved_at < 0 and not self.run.last.exists():
             self.save(trainer, pl_module)  # so that a run killed early has something valid, and a full disk shows now
 
