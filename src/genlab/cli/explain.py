@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genlab.cli.check import said, unknown
 from genlab.cli.problem import Problem, leaves, nearest, one_line
+from genlab.cli.signature import Definition, find, signature
 
 
 def composition(error: Exception, arguments: Any, config_name: str, folder: str) -> Problem | None:
@@ -35,16 +36,15 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
         return None
     if found := re.search(r"Could not override '([^']*)'", text):
         key = found[1].partition("@")[0]
-        groups = _groups(folder)
         if inside := re.search(r"In '([^']*)'", text):
             return Problem(f"cannot override {found[1]!r} from here", "", "", f"conf/{inside[1]}.yaml")
-        problem = unknown(key, list(dict.fromkeys([*_keys(arguments, config_name, folder, key), *groups])))
-        problem.where = "command line"
-        return problem
+        return _unknown(key, _without(arguments, config_name, folder, key), _groups(folder))
     if found := re.search(r"You must specify '([^']*)', e\.g", text):
         return Problem(f"choose a {found[1]}", found[1], f"Give {found[1]}=OPTION: {_listed(folder, found[1])}")
     if found := re.search(r"Multiple values for ([\w/.]+)\. To override a value use '?override [\w/.]+", text):
         return Problem(f"{found[1]} is given twice", found[1], "Give it once", "command line")
+    if found := re.match(r"Error merging override [+~]*([^=]+)=(.*)", text):
+        return Problem(f"cannot be {found[2]}: {said(cause)}", found[1], "", "command line")
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         text = f"{text}: {said(cause)}"
     return Problem(text.removesuffix("."))
@@ -65,8 +65,25 @@ def _missing(error: MissingConfigException, arguments: Any, folder: str) -> Prob
     return Problem(f"{group} has no option {option!r}", "", f"{do}Options: {', '.join(options)}", where)
 
 
-def _keys(arguments: Any, config_name: str, folder: str, bad: str) -> list[str]:
-    """Dotted keys of the configuration as it would be without the faulty override, or without any."""
+def _unknown(key: str, plain: dict[str, Any], groups: list[str]) -> Problem:
+    """A key that the configuration does not have; its target may take it all the same."""
+    known = list(dict.fromkeys([*leaves(plain), *groups]))
+    parent = key.rpartition(".")[0]
+    node: Any = plain
+    for part in parent.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    found = find(str(node["_target_"])) if isinstance(node, dict) and "_target_" in node else None
+    takes = [f"{parent}.{name}" for name in signature(found).parameters] if isinstance(found, Definition) else []
+    if key in takes and isinstance(found, Definition):
+        do = f"{found.node.name} takes it, so add it with a plus sign: +{key}=VALUE"
+        return Problem(f"{key!r} is not set in the configuration", "", do, "command line")
+    problem = unknown(key, [*known, *takes])
+    problem.where = "command line"
+    return problem
+
+
+def _without(arguments: Any, config_name: str, folder: str, bad: str) -> dict[str, Any]:
+    """The configuration as it would be without the faulty override, or without any, not resolved."""
     rest = [o for o in arguments.overrides if not re.match(rf"[+~]*{re.escape(bad)}(@[^=]*)?=", o)]
     extra = [f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]"] if arguments.config_dir else []
     for overrides in ([*rest, *extra], []):
@@ -74,10 +91,11 @@ def _keys(arguments: Any, config_name: str, folder: str, bad: str) -> list[str]:
             GlobalHydra.instance().clear()
             with initialize_config_dir(arguments.config_path or folder, version_base="1.3"):
                 cfg = compose(arguments.config_name or config_name, [o for o in overrides if "," not in o])
-            return list(leaves(OmegaConf.to_container(cfg, resolve=False)))
         except Exception:  # a second fault: the first is the one to report
             continue
-    return []
+        plain = OmegaConf.to_container(cfg, resolve=False)
+        return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    return {}
 
 
 def _groups(folder: str) -> list[str]:
