@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,7 +164,7 @@ class VP(Process):
         if spacing == "uniform":
             times = [1 + i * (last // steps) for i in range(steps)]
         elif spacing == "quadratic":
-            times = sorted({1 + int((math.sqrt(0.8 * last) * i / max(steps - 1, 1)) ** 2) for i in range(steps)})
+            times = sorted({1 + int(root**2) for root in np.linspace(0, math.sqrt(0.8 * last), steps)})
         elif spacing == "trailing":
             times = [round(last - i * last / steps) for i in range(steps)][::-1]
         elif spacing == "logsnr":
