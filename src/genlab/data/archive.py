@@ -139,7 +139,8 @@ def unpack(archive: Path, target: Path, wanted: Collection[str] | None, limit: i
         else:
             _unpack_tar(archive, target, wanted, limit)
     except BROKEN as error:
-        raise DataError(f"{archive.name}: corrupt or truncated archive ({error}); fetch it again") from None
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise DataError(f"{archive.name}: corrupt or truncated archive ({reason}); fetch it again") from None
 
 
 def _unpack_zip(archive: Path, target: Path, wanted: Collection[str] | None, limit: int) -> None:

@@ -15,9 +15,9 @@ from genlab.data.manifest import Manifest, digest
 from genlab.data.module import Common, DataModule, Split
 from genlab.data.order import permutation
 from genlab.data.readers import read_cifar, read_idx, read_npz
-from genlab.data.sources import Batch, DatasetSource, ImageArrays, Source, check_label
+from genlab.data.sources import Batch, DatasetSource, ImageArrays, Source, check_label, keyed
 from genlab.errors import ConfigError, DataError
-from genlab.noise import Stream, bits, fold_in
+from genlab.noise import Stream, bits
 from genlab.samples import to_float
 
 
@@ -111,16 +111,14 @@ class ImageData(DataModule):
         image = batch["image"] if batch["image"].is_floating_point() else to_float(batch["image"])
         if self.random_flip and split == "train":
             epochs = batch["position"] // len(self.source("train"))
-            flip = bits(fold_in(batch["id"], self.seed), (Stream.AUGMENT, epochs), 1)[:, 0] & 1
+            flip = bits(keyed(batch["id"], self.seed), (Stream.AUGMENT, epochs), 1)[:, 0] & 1
             image = torch.where(flip.bool()[:, None, None, None], image.flip(-1), image)
         return {**batch, "image": image}
 
     def _check(self, source: Source) -> None:
         """The facts in the configuration against the data."""
-        if isinstance(source, ImageArrays) and tuple(source.image.shape[1:]) != self.shape:
-            raise DataError(
-                f"{source.origin}: images are {list(source.image.shape[1:])}, data.shape is {list(self.shape)}"
-            )
+        if isinstance(source, ImageArrays) and source.image_shape != self.shape:
+            raise DataError(f"{source.origin}: images are {list(source.image_shape)}, data.shape is {list(self.shape)}")
         if self.num_classes is not None and (labels := source.labels) is not None:
             wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero()
             if len(wrong):
@@ -180,8 +178,7 @@ class Npz(ImageData):
         out: Parts = {}
         for split, path in paths.items():
             source = read_npz(Path(path).expanduser(), self.shape)
-            label = b"" if source.label is None else source.label.numpy().tobytes()
-            out[split] = source, digest([digest(source.image.numpy().tobytes()), digest(label)])
+            out[split] = source, source.sha256()
         return out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 def digest(value: Any) -> str:
     """sha256 in hex of bytes, or of the canonical JSON of anything else."""
     if not isinstance(value, bytes):
-        value = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+        value = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(value).hexdigest()
 
 

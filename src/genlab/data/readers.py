@@ -70,15 +70,15 @@ def read_npz(path: Path, shape: tuple[int, ...]) -> ImageArrays:
     """`image` uint8 [N,C,H,W], [N,H,W,C] or [N,H,W], whichever has the [C,H,W] of `shape`; perhaps `label` int [N]."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file (data.path)")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: truncated, or no .npz file; save with np.savez(path, image=..., label=...)")
     try:
         file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: is a single array; expected a .npz with 'image' and perhaps 'label'")
         with file:
             if "image" not in file:
                 raise DataError(f"{path}: has {', '.join(file) or 'nothing'}; expected 'image' and perhaps 'label'")
             arrays = {key: file[key] for key in ("image", "label") if key in file}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, KeyError, ValueError, MemoryError) as error:
         if "pickle" in str(error).lower():
             raise DataError(
                 f"{path}: holds pickled objects, which are not loaded; save plain arrays with np.savez"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.data.manifest import digest
 from genlab.errors import ConfigError, DataError
-from genlab.noise import Stream, bits, fold_in
+from genlab.noise import Stream, bits
 
 Batch = dict[str, Tensor]
 IGNORED = -100  # label of a position that no loss counts
 WORD = 0xFFFF  # uint16 values lie in int16 tensors, because torch indexes those on every device
+
+
+def keyed(ids: Tensor, seed: int) -> Tensor:
+    """Keys for `genlab.noise`, int64 [B], of items of a run: the low 32 bits of its seed above the id."""
+    high = (seed & 0xFFFFFFFF) << 32
+    return ids | (high - (1 << 64) if high >> 63 else high)
 
 
 class Source(ABC):
@@ -59,41 +67,54 @@ class ImageArrays(Source):
     """Images in one uint8 array.
 
     Args:
-        image: uint8 [N,C,H,W], in memory or memory-mapped.
-        label: int64 [N] or None.
+        image: uint8 [M,C,H,W], in memory or memory-mapped.
+        label: int64 [M] or None.
         origin: the file they came from.
+        index: int64 [N], the rows that are items; None = all. (So a part of a memory-mapped array stays where it is.)
     """
 
-    def __init__(self, image: Tensor, label: Tensor | None, origin: str) -> None:
+    def __init__(self, image: Tensor, label: Tensor | None, origin: str, index: Tensor | None = None) -> None:
         assert image.dtype == torch.uint8, f"expected uint8 [N,C,H,W], got {image.dtype}"
         assert image.ndim == 4, f"expected uint8 [N,C,H,W], got {tuple(image.shape)}"
-        self.image, self.label, self.origin = image, label, origin
+        self._image, self._label, self.origin, self._index = image, label, origin, index
 
     def __len__(self) -> int:
-        return len(self.image)
+        return len(self._image if self._index is None else self._index)
 
     def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
-        out = {"image": self.image.index_select(0, ids)}
-        if self.label is not None:
-            out["label"] = self.label.index_select(0, ids)
+        rows = ids if self._index is None else self._index[ids]
+        out = {"image": self._image.index_select(0, rows)}
+        if self._label is not None:
+            out["label"] = self._label.index_select(0, rows)
         return out
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[C,H,W] of every image."""
+        return tuple(self._image.shape[1:])
+
+    def sha256(self) -> str:
+        """Of shape, pixels and labels; in hex."""
+        label = b"" if self._label is None else self._label.numpy().tobytes()
+        return digest([list(self._image.shape), digest(self._image.numpy().tobytes()), digest(label)])
+
+    @property
     def nbytes(self) -> int:
-        return self.image.nbytes + (0 if self.label is None else self.label.nbytes)
+        return len(self) * (math.prod(self.image_shape) + (0 if self._label is None else 8))
 
     def to(self, device: torch.device) -> ImageArrays:
-        label = None if self.label is None else self.label.to(device)
-        return ImageArrays(self.image.to(device), label, self.origin)
+        if device == self._image.device:
+            return self
+        image = self._image if self._index is None else self._image[self._index]
+        return ImageArrays(image.to(device), None if self.labels is None else self.labels.to(device), self.origin)
 
     def select(self, ids: np.ndarray) -> ImageArrays:
         index = torch.from_numpy(ids)
-        label = None if self.label is None else self.label[index]
-        return ImageArrays(self.image[index], label, self.origin)
+        return ImageArrays(self._image, self._label, self.origin, index if self._index is None else self._index[index])
 
     @property
     def labels(self) -> Tensor | None:
-        return self.label
+        return self._label if self._label is None or self._index is None else self._label[self._index]
 
 
 class Tokens(Source):
@@ -127,7 +148,7 @@ class Tokens(Source):
         """First token of each window, int64 [B]."""
         if self.seed is None:
             return ids * self.length
-        high, low = bits(fold_in(ids, self.seed), (Stream.WINDOW, epochs), 2).unbind(1)
+        high, low = bits(keyed(ids, self.seed), (Stream.WINDOW, epochs), 2).unbind(1)
         return ((high << 31) | (low >> 1)) % (len(self.tokens) - self.length)  # 63 random bits
 
     def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
@@ -202,7 +223,7 @@ class DatasetSource(Source):
         return len(self.ids)
 
     def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
-        seeds = bits(fold_in(ids, self.seed), (Stream.AUGMENT, epochs), 1)[:, 0]
+        seeds = bits(keyed(ids, self.seed), (Stream.AUGMENT, epochs), 1)[:, 0]
         items = []
         for i, seed in zip(ids.tolist(), seeds.tolist(), strict=True):
             index = int(self.ids[i])

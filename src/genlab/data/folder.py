@@ -1,0 +1,270 @@
+"""Folders of images: class folders as labels, one stated resize and crop, decoded once into a memory-mapped cache."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from genlab.data.archive import atomic
+from genlab.data.fetch import data_root
+from genlab.data.images import ImageData, ImageOptions, Parts
+from genlab.data.manifest import digest
+from genlab.data.module import Split
+from genlab.data.sources import Batch, ImageArrays, Source
+from genlab.errors import ConfigError, DataError, StorageError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+}
+Resize = Literal["lanczos", "bicubic", "bilinear", "box", "none"]
+Crop = Literal["center", "none"]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """File -> uint8 [C,H,W].
+
+    The image is turned upright (EXIF), put over white if it has transparency and C < 4, and converted to grey (C = 1),
+    RGB or RGBA. crop 'center': scaled so that it covers HxW, then cut at the centre; 'none': stretched to HxW.
+    resize 'none': the image must be HxW (with crop 'center': at least HxW).
+    """
+
+    shape: tuple[int, ...]
+    resize: Resize = "lanczos"
+    crop: Crop = "center"
+
+    def __call__(self, path: Path) -> np.ndarray:
+        try:
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height > (limit := Image.MAX_IMAGE_PIXELS or 1 << 30):
+                    raise ValueError(f"{file.width}x{file.height}: more than {limit} pixels, a decompression bomb?")
+                image = self._colours(ImageOps.exif_transpose(file))
+        except Exception as error:  # Pillow's decoders raise nearly everything on a broken file
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+            raise DataError(f"{path}: cannot be read ({reason}); repair or remove it") from None
+        pixels = np.asarray(self._size(image, path))
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _colours(self, image: Image.Image) -> Image.Image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
+        mode = MODES[self.shape[0]]
+        if mode != "RGBA" and image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert(mode)
+
+    def _size(self, image: Image.Image, path: Path) -> Image.Image:
+        _, height, width = self.shape
+        if self.resize != "none" and image.size != (width, height):
+            scale = max(width / image.width, height / image.height)
+            size = (width, height)
+            if self.crop == "center":
+                size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+            image = image.resize(size, FILTERS[self.resize])
+        if self.crop == "center" and image.width >= width and image.height >= height:
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        if image.size != (width, height):
+            raise DataError(
+                f"{path}: {image.width}x{image.height} pixels, data.shape wants {width}x{height}; set data.resize"
+            )
+        return image
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "resize": self.resize,
+            "crop": self.crop,
+            "library": "Pillow, antialiased",
+            "transparency": "over white",
+        }
+
+
+class ImageFiles(Source):
+    """Images decoded when asked for."""
+
+    def __init__(self, paths: Sequence[Path], label: Tensor | None, decode: Decode, origin: str) -> None:
+        self.paths, self.label, self.decode, self.origin = paths, label, decode, origin
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
+        out = {"image": torch.from_numpy(np.stack([self.decode(self.paths[i]) for i in ids.tolist()]))}
+        if self.label is not None:
+            out["label"] = self.label[ids]
+        return out
+
+    def select(self, ids: np.ndarray) -> ImageFiles:
+        label = None if self.label is None else self.label[torch.from_numpy(ids)]
+        return ImageFiles([self.paths[i] for i in ids], label, self.decode, self.origin)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.label
+
+
+class ImageFolder(ImageData):
+    """Images in class folders: ROOT/CLASS/**, or ROOT/train/CLASS/** with ROOT/val and ROOT/test; or without classes.
+
+    Labels are the places of the class folders in alphabetical order. Every file with an image's extension counts; one
+    that cannot be read is an error that names it.
+
+    Args:
+        root: the folder.
+        resize: filter of the resize to data.shape; 'none' = the files have the size.
+        crop: 'center' keeps the aspect ratio and cuts; 'none' stretches.
+        cache_max: bytes; a split whose decoded pixels are at most this is decoded once into a memory-mapped file in the
+            cache ($GENLAB_DATA), a larger one whenever an image is drawn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        root: str,
+        resize: Resize = "lanczos",
+        crop: Crop = "center",
+        cache_max: int = 20_000_000_000,
+        **options: Unpack[ImageOptions],
+    ) -> None:
+        super().__init__(name, **options)
+        self.root, self.cache_max = Path(root).expanduser(), cache_max
+        if resize not in (*FILTERS, "none"):
+            raise ConfigError(f"data.resize={resize!r}: choose from {', '.join(FILTERS)}, none")
+        if crop not in ("center", "none"):
+            raise ConfigError(f"data.crop={crop!r}: choose from center, none")
+        if self.shape[0] not in MODES:
+            raise ConfigError(f"data.shape={list(self.shape)}: an image has 1, 3 or 4 channels")
+        self.decode = Decode(self.shape, resize, crop)
+
+    def filter(self) -> dict[str, Any]:
+        return self.decode.describe()
+
+    def parts(self) -> Parts:
+        if not self.root.is_dir():
+            raise ConfigError(f"{self.root}: no such folder (data.root)")
+        folders: dict[Split, Path] = {"train": self.root}
+        if (self.root / "train").is_dir():
+            names: tuple[Split, ...] = ("train", "val", "test")
+            folders = {split: self.root / split for split in names if (self.root / split).is_dir()}
+        classes = sorted(path.name for path in folders["train"].iterdir() if path.is_dir() and path.name[0] != ".")
+        if self.num_classes is not None and len(classes) != self.num_classes:
+            raise ConfigError(
+                f"{folders['train']} has {len(classes)} class folders, data.num_classes is {self.num_classes}; "
+                f"set data.num_classes={len(classes) or 'null'}"
+            )
+        return {split: self._part(folder, classes) for split, folder in folders.items()}
+
+    def _part(self, folder: Path, classes: list[str]) -> tuple[Source, str]:
+        paths, labels = list_images(folder, classes)
+        if not paths:
+            raise ConfigError(f"{folder}: holds 0 images ({', '.join(sorted(EXTENSIONS))})")
+        label = torch.tensor(labels, dtype=torch.int64) if classes else None
+        files = ImageFiles(paths, label, self.decode, str(folder))
+        names = [str(path.relative_to(folder)) for path in paths]
+        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        if len(paths) * int(np.prod(self.shape)) > self.cache_max:
+            return files, digest(
+                ["names and sizes", [[name, size] for name, (size, _) in zip(names, stats, strict=True)]]
+            )
+        key = digest([str(folder.resolve()), names, stats, self.shape, self.decode.describe()])
+        stored = data_root() / "folders" / f"{self.name}-{key[:16]}"
+        image, sha256 = decoded(files, names, stored)
+        return ImageArrays(image, label, str(folder)), sha256
+
+
+def list_images(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    """Paths of the images, sorted, and their labels; without classes the labels are empty.
+
+    Raises:
+        DataError: an image outside the class folders, a class without an image, a class that training does not have.
+    """
+    if not classes:
+        return _images(folder), []
+    if loose := _images(folder, deep=False):
+        raise DataError(f"{loose[0]}: lies beside the class folders ({', '.join(classes[:3])}, ...); move it into one")
+    extra = sorted({path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."} - set(classes))
+    if extra:
+        raise DataError(f"{folder / extra[0]}: a class that the training images do not have")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images(folder / name) if (folder / name).is_dir() else []
+        if not found:
+            raise DataError(f"{folder / name}: a class folder with 0 images; remove it or fill it")
+        paths += found
+        labels += [label] * len(found)
+    return paths, labels
+
+
+def _images(folder: Path, deep: bool = True) -> list[Path]:
+    found = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(
+        path for path in found if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and path.is_file()
+    )
+
+
+def decoded(files: ImageFiles, names: Sequence[str], stored: Path) -> tuple[Tensor, str]:
+    """All images as one memory-mapped uint8 [N,C,H,W], and the sha256 over names and file contents; made once.
+
+    The cache appears whole or not at all; an image that cannot be read leaves nothing behind.
+    """
+    shape = (len(files), *files.decode.shape)
+    pixels, facts = stored.with_suffix(".uint8"), stored.with_suffix(".json")
+    try:
+        pixels.parent.mkdir(parents=True, exist_ok=True)
+        with open(stored.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (facts.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
+                _decode_all(files, names, pixels, facts, int(np.prod(shape)))
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or pixels}: {error.strerror or error}; set GENLAB_DATA to another folder"
+        ) from None
+    image = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c", shape=shape))
+    return image, json.loads(facts.read_text())["sha256"]
+
+
+def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Path, size: int) -> None:
+    free = shutil.disk_usage(pixels.parent).free
+    if size > free:
+        raise StorageError(f"{pixels.parent}: {free} bytes free, {size} needed for the decoded images; set GENLAB_DATA")
+
+    def one(path: Path) -> tuple[np.ndarray, str]:
+        return files.decode(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+    hashes = []
+    workers = min(8, os.cpu_count() or 1)  # Pillow decodes and resizes without the interpreter's lock
+    with ThreadPoolExecutor(workers) as pool, atomic(pixels) as out:
+        bar = tqdm(total=len(files), desc=f"decoding {Path(files.origin).name}", unit="image")
+        with bar:
+            for first in range(0, len(files), 512):
+                for image, sha256 in pool.map(one, files.paths[first : first + 512]):
+                    out.write(np.ascontiguousarray(image).tobytes())
+                    hashes.append(sha256)
+                    bar.update()
+    with atomic(facts) as text:
+        content = {"sha256": digest(list(zip(names, hashes, strict=True))), "count": len(files), "folder": files.origin}
+        text.write(json.dumps(content).encode())

@@ -1,0 +1,153 @@
+"""Text as characters: the tokenizer, windows, large files, bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_files import cache as cache
+from data_files import module, same
+
+from genlab.data import characters
+from genlab.data.characters import Alphabet, encode, read_tokens
+from genlab.data.fetch import present
+from genlab.data.sources import Tokens
+from genlab.data.text import CharacterText
+from genlab.errors import ConfigError, DataError
+
+TEXT = "Wer reitet so spät,\r\n\tdurch Nacht 和 Wind? 🌬️\u0000e\u0301\n" * 40
+
+
+def text_module(path: Path, text: str = TEXT, **options: Any) -> CharacterText:
+    path.write_bytes(text.encode())
+    defaults: dict[str, Any] = {"vocab_size": len(set(text)), "block_size": 16, "batch_size": 4, "seed": 3}
+    return CharacterText("book", path=str(path), **defaults | options)
+
+
+def test_characters_decode_is_the_inverse(tmp_path: Path) -> None:
+    data = text_module(tmp_path / "t.txt")
+    data.setup()
+    tokenizer = data.tokenizer
+    assert tokenizer.decode(encode(tokenizer, TEXT)) == TEXT
+    assert data.text("train") + data.text("val") == TEXT
+    vocabulary = sorted(set(TEXT))
+    assert encode(tokenizer, TEXT) == [vocabulary.index(c) for c in TEXT]  # nanoGPT's stoi
+    assert data.bytes_per_token("train") == pytest.approx(len(data.text("train").encode()) / len(data.text("train")))
+    with pytest.raises(DataError, match=r"character 'x' \(U\+0078\) at 2 of 'Nax' is not in the vocabulary"):
+        encode(tokenizer, "Nax")
+
+
+def test_train_windows(tmp_path: Path) -> None:
+    data = text_module(tmp_path / "t.txt")
+    source = data.source("train")
+    assert isinstance(source, Tokens)
+    ids = torch.tensor(encode(data.tokenizer, data.text("train")))
+    loader = data.train_loader(0, 4000)
+    starts = []
+    for batch in data.batches(loader):
+        start = source.offsets(batch["id"], batch["position"] // len(source))
+        starts += start.tolist()
+        for row, at in enumerate(start.tolist()):
+            assert torch.equal(batch["input_ids"][row], ids[at : at + 16])
+            assert torch.equal(batch["labels"][row], ids[at + 1 : at + 17])
+    last = len(ids) - 16
+    assert min(starts) < 0.01 * last
+    assert 0.99 * last < max(starts) < last  # randint(len - block_size)
+    histogram = np.bincount(np.array(starts) * 10 // last, minlength=10) / len(starts)
+    assert abs(histogram - 0.1).max() < 0.025
+    one, two = (source.offsets(torch.arange(40), torch.full((40,), epoch)) for epoch in (0, 1))
+    assert (one == two).sum() < 4
+    assert torch.equal(one[7:9], source.offsets(torch.tensor([7, 8]), torch.tensor([0, 0])))
+    other = text_module(tmp_path / "t.txt", seed=4).source("train")
+    assert isinstance(other, Tokens)
+    assert (one == other.offsets(torch.arange(40), torch.zeros(40, dtype=torch.int64))).sum() < 4
+
+
+@pytest.mark.parametrize("length", [2, 16, 17, 18, 32, 33, 34, 100])
+def test_validation_predicts_every_character_but_the_first_once(length: int) -> None:
+    tokens = torch.randint(0, 60, (length,), dtype=torch.int16)
+    source = Tokens(tokens, 16, None, "x")
+    n = len(source)
+    batch = source.batch(torch.arange(n), torch.zeros(n, dtype=torch.int64))
+    kept = batch["labels"] != -100
+    assert torch.equal(batch["labels"][kept], tokens[1:].long())
+    assert torch.equal(batch["input_ids"][kept], tokens[:-1].long())
+    assert batch["input_ids"].shape == batch["labels"].shape == (n, 16)
+    assert kept.any(1).all()
+    assert (batch["input_ids"][~kept] == 0).all()
+
+
+def test_ids_above_int16(tmp_path: Path) -> None:
+    tokens = torch.from_numpy(np.array([40000, 65535, 1, 2], dtype=np.uint16).view(np.int16))
+    batch = Tokens(tokens, 3, None, "x").batch(torch.tensor([0]), torch.tensor([0]))
+    assert batch["input_ids"].tolist() == [[40000, 65535, 1]]
+    assert batch["labels"].tolist() == [[65535, 1, 2]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_text_resident_equals_loader(tmp_path: Path, workers: int) -> None:
+    a = text_module(tmp_path / "t.txt")
+    b = text_module(tmp_path / "t.txt", resident_max=0, num_workers=workers)
+    for x, y in ((a.train_loader(5, 400), b.train_loader(5, 400)), (a.eval_loader("val"), b.eval_loader("val"))):
+        assert all(same(p, q) for p, q in zip(a.batches(x), b.batches(y), strict=True))
+
+
+def test_a_large_text_is_memory_mapped_and_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(TEXT.encode())
+    whole, alphabet, sha256 = read_tokens(path, tmp_path / "c")
+    monkeypatch.setattr(characters, "BLOCK", 7)  # cuts characters in two
+    monkeypatch.setattr(characters, "IN_MEMORY", 10)
+    mapped, other, sha = read_tokens(path, tmp_path / "c")
+    assert torch.equal(whole, mapped)
+    assert alphabet.characters == other.characters
+    assert sha == sha256
+    assert [p.name for p in (tmp_path / "c").iterdir()] == [f"{sha}.uint16"]
+    path.write_bytes(TEXT.encode() + b"ab\xff")
+    with pytest.raises(DataError, match=rf"not UTF-8 at offset {len(TEXT.encode()) + 2}, line 81"):
+        read_tokens(path, tmp_path / "c")
+
+
+def test_text_bad_input(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    with pytest.raises(ConfigError, match=r"distinct characters, data.vocab_size is 7; set data.vocab_size=\d+"):
+        text_module(path, vocab_size=7).setup()
+    with pytest.raises(ConfigError, match="empty, 0 characters"):
+        text_module(path, "").setup()
+    with pytest.raises(ConfigError, match=r"too few for a window of data.block_size=16"):
+        text_module(path, "abcd" * 4).setup()
+    data = text_module(path)
+    path.write_bytes(b"one\ntwo\nthr\xe9e\n")
+    with pytest.raises(DataError, match="not UTF-8 at offset 11, line 3") as caught:
+        data.setup()
+    assert str(path) in str(caught.value)
+    path.write_bytes(b"cut \xf0\x9f\x8c")  # ends within a character
+    with pytest.raises(DataError, match="not UTF-8 at offset 4, line 1"):
+        data.setup()
+    path.unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        data.setup()
+    with pytest.raises(ConfigError, match=r"data\.block_size=0"):
+        text_module(path, block_size=0)
+    with pytest.raises(ConfigError, match=r"data\.train_fraction=1"):
+        text_module(path, train_fraction=1.0)
+    with pytest.raises(DataError, match="65537 distinct characters"):
+        Alphabet([chr(i) for i in range(0x20000, 0x20000 + 65537)])
+    with pytest.raises(ConfigError, match="it has no bytes per token"):
+        module(tmp_path).bytes_per_token("val")
+
+
+@pytest.mark.data
+def test_real_shakespeare() -> None:
+    if not present("shakespeare_char"):
+        pytest.skip("python scripts/fetch_data.py shakespeare_char")
+    data = CharacterText("tiny_shakespeare", vocab_size=65, block_size=64)
+    splits = (data.source("train"), data.source("val"))
+    assert all(isinstance(s, Tokens) for s in splits)
+    assert [len(s.tokens) for s in splits] == [1_003_854, 111_540]  # type: ignore[attr-defined]
+    assert data.text("train").startswith("First Citizen:\nBefore we proceed any further")
+    assert encode(data.tokenizer, "hii there") == [46, 47, 47, 1, 58, 46, 43, 56, 43]  # from "Let's build GPT"
+    assert data.bytes_per_token("val") == 1.0
