@@ -1,4 +1,4 @@
-"""Configuration: a mistake is one line with the key that was meant, exit code 2, before torch; no target runs unasked."""
+"""Configuration: a mistake is one line with the key that was meant and exit code 2; no target runs unasked."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ MISTAKES = [
     ("data.batch_size=big", "data.batch_size must be an integer"),
     ("callbacks.ema.ramp=3", "callbacks.ema.ramp must be a boolean"),
     ("compile=maybe", "compile must be a boolean"),
-    ("model.penalty=[1]", "model.penalty must be"),
+    ("model.penalty=[1]", "model.penalty: cannot be [1]"),
     # ranges
     ("schedule.max_samples=-1", "schedule.max_samples must be > 0, is -1"),
     ("schedule.warmup=-1", "schedule.warmup must be >= 0"),
@@ -186,14 +186,8 @@ def test_exit_codes_of_the_body(run: Run) -> None:
 def test_a_sweep_is_checked_before_its_first_job(run: Run) -> None:
     code, err, ran = run("model=gan", "-m", "seed=1,2", "schedule.max_samples=5,-1")
     assert code == 2
-    assert (
-        err
-        == (
-            "genlab: error: schedule.max_samples job 1 [model=gan seed=1 schedule.max_samples=-1]: must be > 0, is -1 "
-            "(command line)\n"
-        )
-        or "job 1" in err
-    )
+    assert err.count("\n") == 1
+    assert "schedule.max_samples must be > 0, is -1 (job 1: model=gan seed=1 schedule.max_samples=-1)" in err
     assert not ran
 
 

@@ -46,7 +46,7 @@ class CheckedLauncher(Launcher):
             try:
                 self.check(self.loader.load_sweep_config(self.config, list(overrides)))
             except Problem as problem:
-                problem.what = f"job {initial_job_idx + i} [{' '.join(filter_overrides(overrides))}]: {problem.what}"
+                problem.where = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
                 raise
         returned = self.launcher.launch(job_overrides, initial_job_idx)
         print(table(job_overrides, returned, initial_job_idx), file=sys.stderr, flush=True)
