@@ -59,6 +59,14 @@ class Conductor(pl.Callback):
         # Lightning validates where its batch count is a multiple of this: now, or never.
         trainer.val_check_batch = 1 if events.evaluate else sys.maxsize
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning's step count, which its own callbacks put in file names; the loops' position is not restored.
+        loop = trainer.fit_loop.epoch_loop
+        if pl_module.automatic_optimization:
+            loop.automatic_optimization.optim_progress.optimizer.step.total.completed = checkpoint["global_step"]
+        else:
+            loop.manual_optimization.optim_step_progress.total.completed = checkpoint["global_step"]
+
 
 def seed_all(seed: int, position: int, rank: int) -> None:
     """Seeds torch (all devices), numpy and random from (run seed, samples seen, rank)."""
