@@ -1,0 +1,81 @@
+"""Likelihood of text: perplexity a token and bits a byte, with the context and stride they were read with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from genlab.errors import ConfigError
+from genlab.evaluation.protocol import Protocol as EvaluationProtocol
+from genlab.evaluation.reference import subset
+from genlab.evaluation.sharding import sharded
+
+
+@runtime_checkable
+class LogLikelihood(Protocol):
+    """A capability of a model: log-probability of given items."""
+
+    def log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum of log p over the counted tokens of each row in nats, float [B]; number of these tokens, int64 [B]."""
+        ...
+
+
+def text_likelihood(
+    model: LogLikelihood,
+    data: Any,
+    protocol: EvaluationProtocol,
+    device: torch.device,
+    done: Callable[[int], Any] = lambda count: None,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Likelihood of the windows of a split.
+
+    A token is predicted from what stands before it in its window, so the first tokens of a window have little context.
+
+    Returns:
+        perplexity = exp(nats_per_token), nats_per_token, bits_per_byte; and what was read: windows, tokens, bytes a
+        token, context and stride in tokens.
+    """
+    split = protocol.reference_split
+    if split not in data.manifest.splits:
+        raise ConfigError(
+            f"evaluation.reference_split={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}"
+        )
+    source = data.source(split)
+    ids = torch.from_numpy(subset(len(source), protocol.n))
+
+    def work(start: int, stop: int) -> dict[str, Tensor]:
+        part = ids[start:stop]
+        batch = {key: value.to(device) for key, value in source.batch(part, torch.zeros_like(part)).items()}
+        sums, counts = model.log_likelihood({"id": part.to(device), "position": part.to(device), **batch})
+        return {
+            "sum": sums.double().cpu(),
+            "tokens": counts.long().cpu(),
+            "context": torch.full((stop - start,), batch["input_ids"].shape[1]),
+        }
+
+    with torch.no_grad():
+        rows = sharded(len(ids), 1, protocol.batch, work, done)
+    tokens = int(rows["tokens"].sum())
+    nats = -rows["sum"].sum().item() / max(tokens, 1)
+    bytes_per_token = float(data.bytes_per_token(split))
+    values = {
+        "nats_per_token": nats,
+        "perplexity": math.exp(nats) if nats < 700 else math.inf,
+        "bits_per_byte": nats / math.log(2) / bytes_per_token,
+    }
+    read = {
+        "data": data.manifest.name,
+        "split": split,
+        "sha256": data.manifest.identity(split),
+        "windows": len(ids),
+        "of": len(source),
+        "tokens": tokens,
+        "bytes_per_token": bytes_per_token,
+        "context": int(rows["context"].max()),
+        "stride": int(rows["context"].max()),  # windows follow one another without overlap
+    }
+    return values, read

@@ -1,0 +1,161 @@
+"""Pictures a person looks at: grids, single PNGs that say what made them, and curves of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from genlab.evaluation.files import replacing
+from genlab.samples import Samples
+
+SMALL = 64  # images up to this size are enlarged in grids
+GAP = 2  # pixels between the images of a grid, before enlarging
+BACKGROUND = 255
+WINDOW = 20  # points of a moving mean
+
+
+def grid(images: Tensor, nrow: int = 8) -> Image.Image:
+    """Images side by side, `nrow` in a row, white between them; small ones enlarged by whole factors, nearest.
+
+    Args:
+        images: uint8 [N, C, H, W], C 1 or 3, N at least 1.
+    """
+    pixels = _pixels(images)
+    n, height, width, channels = pixels.shape
+    columns = min(nrow, n)
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels), BACKGROUND, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = image
+    picture = _picture(sheet)
+    factor = 3 if max(height, width) <= SMALL // 2 else 2 if max(height, width) <= SMALL else 1
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_grid(
+    path: str | Path, samples: Samples | Tensor, nrow: int = 8, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a grid as PNG. `samples`: uint8 [N, C, H, W], or Samples, whose own meta, seeds and labels go along."""
+    facts: dict[str, Any] = {}
+    if isinstance(samples, Samples):
+        facts = {**samples.meta}
+        for name, values in (("seeds", samples.seeds), ("labels", samples.labels)):
+            if values is not None:
+                facts[name] = values.tolist()
+        assert isinstance(samples.data, Tensor)
+        samples = samples.data
+    _write(path, grid(samples, nrow), {**facts, **(meta or {})})
+
+
+def save_png(path: str | Path, image: Tensor, meta: Mapping[str, Any] | None = None) -> None:
+    """Writes one image at its own size. image: uint8 [C, H, W]; meta: what made it (model, run, seed, label, ...)."""
+    _write(path, _picture(_pixels(image[None])[0]), meta or {})
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What `save_grid` or `save_png` wrote along with a picture."""
+    with Image.open(path) as picture:
+        return {key: json.loads(text) for key, text in picture.text.items()}  # type: ignore[attr-defined]
+
+
+def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
+    """Draws all values of a metrics.jsonl against samples seen, one panel a quantity, train and val in one.
+
+    Args:
+        metrics_jsonl_path: rows with "samples", perhaps "time", and values, e.g. "train/loss", "val/fid_1k_test.proxy".
+        out_png: the picture; the folder is made.
+
+    Returns:
+        False, and no picture, if there is nothing to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in _rows(Path(metrics_jsonl_path)):
+        for key, value in row.items():
+            if key in ("samples", "time") or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if math.isfinite(value):
+                side, _, quantity = key.rpartition("/")
+                panels.setdefault(quantity, {}).setdefault(side, []).append((float(row["samples"]), float(value)))
+    if not panels:
+        return False
+    names = sorted(panels, key=lambda name: (name != "loss", not any(s.startswith("val") for s in panels[name])))
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for side, points in panels[name].items():
+            x, y = np.array(sorted(points)).T
+            colour = {"train": "tab:blue", "val": "tab:orange"}.get(side, "tab:green")
+            if len(x) > 60:  # noisy: the values pale, their moving mean in front
+                axes.plot(x, y, color=colour, lw=0.7, alpha=0.35)
+                x, y = _smooth(x, y)
+                side = f"{side}, mean of {WINDOW}"
+            label = f"{side}: {y[-1]:.4g}".removeprefix(": ")
+            axes.plot(x, y, color=colour, lw=1.5, marker="o" if len(x) <= 30 else None, ms=3, label=label)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("samples seen", fontsize=8)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.tick_params(labelsize=8)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7)
+    with replacing(Path(out_png)) as temporary:
+        figure.savefig(temporary, format="png")
+    return True
+
+
+def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of neighbours, at the windows' middles."""
+    kernel = np.ones(WINDOW) / WINDOW
+    return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.jsonl; a last line that a crash cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(row, dict) and "samples" in row:
+            rows.append(row)
+    return rows
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """uint8 [N, C, H, W] -> uint8 [N, H, W, C]."""
+    assert images.dtype == torch.uint8, f"expected uint8 [N, C, H, W], got {images.dtype}"
+    assert images.ndim == 4, f"expected uint8 [N, C, H, W], got {tuple(images.shape)}"
+    assert images.shape[1] in (1, 3), f"expected uint8 [N, C, H, W] with 1 or 3 channels, got {tuple(images.shape)}"
+    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] -> picture, grey or RGB."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _write(path: str | Path, picture: Image.Image, meta: Mapping[str, Any]) -> None:
+    """A PNG whose text chunks hold each value of `meta` as JSON."""
+    info = PngInfo()
+    for key, value in meta.items():
+        info.add_itxt(str(key), json.dumps(value, ensure_ascii=False, default=str))
+    with replacing(Path(path)) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)

@@ -1,0 +1,134 @@
+"""The protocol: all that decides the value of a metric, under a name that says the most important of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from genlab.errors import ConfigError
+from genlab.evaluation.extractors import Extractor
+from genlab.evaluation.fidelity import METRICS, Settings
+
+TEXT_METRICS: dict[str, tuple[str, ...]] = {
+    "text_likelihood": ("perplexity", "nats_per_token", "bits_per_byte"),
+}
+
+FULL_COUNT = 10_000  # values from fewer generated samples are called proxies
+
+
+@dataclass(kw_only=True)
+class Protocol:
+    """How samples are made and what they are compared with.
+
+    Names follow a rule. A value is called METRIC_COUNT_SPLIT, e.g. `fid_50k_train`: 50,000 samples against the train
+    split; `fid_50k_train5k` if only 5,000 of its items are the reference; the split is left out where no reference is
+    used; `.proxy` is added below 10,000 samples or reference items, because such values compare only with each other.
+    The protocol is named as its first metric.
+
+    Args:
+        metrics: of images: fid, kid, precision_recall, inception_score, label_accuracy, confident_09; of text:
+            text_likelihood. Empty: nothing is evaluated.
+        n: how many samples are generated; for text, how many windows are read (null: all of the split).
+        reference_split: of the data set, against which samples are compared; for text, the one that is read.
+        reference_n: real items in the reference, a fixed random choice; null takes the whole split.
+        extractor: name of a feature extractor, or an Extractor; null takes the data set's own.
+        extractor_path: its file of weights, instead of the shipped or cached one.
+        labels: condition of item i: "balanced" (i % classes) or "train" (as frequent as in the train split).
+        weights: which weights the caller is to load into the model.
+        resize: height and width to which all images are resized before the extractor (bicubic, antialiased); null: not.
+        batch: images in one call of the extractor, or windows in one of the language model.
+        chunk: images that are kept in memory at a time, rounded up to whole chunks of the model.
+        floor: also measure real data of another split against the reference, which says what the best value is.
+        kid_subsets, kid_subset_size, neighbours, splits: see fidelity.Settings.
+        name: null, or the name that the rule gives; anything else is refused.
+
+    Raises:
+        ConfigError: a name that does not follow the rule, an unknown metric, an impossible number.
+    """
+
+    metrics: list[str]
+    n: Annotated[int, "ge 1"] | None = None
+    reference_split: Literal["train", "val", "test"] = "test"
+    reference_n: Annotated[int, "ge 2"] | None = None
+    extractor: str | Extractor | None = None
+    extractor_path: str | None = None
+    labels: Literal["balanced", "train"] = "balanced"
+    weights: Literal["ema", "raw"] = "ema"
+    resize: Annotated[int, "ge 1"] | None = None
+    batch: Annotated[int, "ge 1"] = 100
+    chunk: Annotated[int, "ge 1"] = 500
+    floor: bool = True
+    kid_subsets: Annotated[int, "ge 1"] = 100
+    kid_subset_size: Annotated[int, "ge 2"] = 1000
+    neighbours: Annotated[int, "ge 1"] = 3
+    splits: Annotated[int, "ge 1"] = 10
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = list(self.metrics)  # Hydra gives a ListConfig
+        known = [*METRICS, *TEXT_METRICS]
+        for metric in self.metrics:
+            if metric not in known:
+                raise ConfigError(f"evaluation.metrics: no metric {metric!r} (there are: {', '.join(known)})")
+        if self.modality == "mixed":
+            raise ConfigError(
+                f"evaluation.metrics: {self.metrics} mixes metrics of images and of text: use two protocols"
+            )
+        if self.modality == "image" and self.n is None:
+            raise ConfigError("evaluation.n: say how many samples are generated")
+        for key in ("n", "reference_n", "resize", "batch", "chunk", "kid_subsets", "neighbours", "splits"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"evaluation.{key} is {value}: must be at least 1")
+        for key, choices in (
+            ("reference_split", ("train", "val", "test")),
+            ("labels", ("balanced", "train")),
+            ("weights", ("ema", "raw")),
+        ):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"evaluation.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
+        ruled = self.key(self._first()) if self.metrics else "none"
+        if self.name is not None and self.name != ruled:
+            raise ConfigError(
+                f"evaluation.name={self.name} does not say what it is: {self.n or 'all'} samples against the "
+                f"{self.reference_split} split are called {ruled}; leave evaluation.name out"
+            )
+        self.name = ruled
+
+    def _first(self) -> str:
+        first = self.metrics[0]
+        return first if first in TEXT_METRICS else METRICS[first].outputs[0]
+
+    @property
+    def modality(self) -> Literal["image", "text", "none", "mixed"]:
+        """What the metrics read."""
+        image, text = (any(m in group for m in self.metrics) for group in (METRICS, TEXT_METRICS))
+        return "mixed" if image and text else "image" if image else "text" if text else "none"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.kid_subsets, self.kid_subset_size, self.neighbours, self.splits)
+
+    def key(self, output: str) -> str:
+        """The full name of a value: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `perplexity` -> `perplexity_val`."""
+        parts = [output]
+        counts = [self.n]
+        if self.n is not None:
+            parts.append(_count(self.n))
+        if not any(output in metric.outputs for metric in METRICS.values() if not metric.uses_reference):
+            parts.append(self.reference_split + ("" if self.reference_n is None else _count(self.reference_n)))
+            counts.append(self.reference_n)
+        proxy = any(count is not None and count < FULL_COUNT for count in counts)
+        return "_".join(parts) + (".proxy" if proxy else "")
+
+    def record(self) -> dict[str, Any]:
+        """All fields as primitives."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not isinstance(self.extractor, str | None):
+            values["extractor"] = self.extractor.name
+        return values
+
+
+def _count(n: int) -> str:
+    """50000 -> '50k', 500 -> '500'."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)

@@ -1,0 +1,162 @@
+"""Features of real images, computed once and kept on disk under all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from genlab.errors import ConfigError, StorageError
+from genlab.evaluation.extractors import Extractor
+from genlab.evaluation.files import cache_root, replacing
+from genlab.evaluation.sharding import from_first_rank, sharded
+from genlab.samples import to_uint8
+
+VERSION = 1  # of the way features are computed and stored: raise it when either changes
+SUBSET_SEED = 2020  # of the permutation whose first items are "n of a split"
+RESIZE = "bicubic, antialiased, rounded to uint8"
+
+
+def key_of(facts: dict[str, Any]) -> str:
+    """sha256 in hex of primitives."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def subset(size: int, n: int | None) -> np.ndarray:
+    """Ids of `n` of `size` items, int64, ascending: a fixed random choice, so that sorted data sets are well mixed."""
+    if n is None or n >= size:
+        return np.arange(size)
+    order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(size)
+    return np.sort(order[:n])
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """uint8 [N, C, H, W] -> uint8 [N, C, size, size]; unchanged where they have that size or `size` is None."""
+    if size is None or tuple(images.shape[2:]) == (size, size):
+        return images
+    floats = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return floats.clamp_(0, 255).round_().to(torch.uint8)
+
+
+class RealImages:
+    """Some items of a split, with what identifies their features.
+
+    Args:
+        data: a DataModule of images that has been set up.
+        split: "train", "val" or "test".
+        n: how many (a fixed random choice); None or too many: all.
+        extractor: see Extractor.
+        resize: see Protocol.
+
+    Raises:
+        ConfigError: the data set has no such split, or it is empty.
+    """
+
+    def __init__(self, data: Any, split: str, n: int | None, extractor: Extractor, resize: int | None) -> None:
+        if split not in data.manifest.splits:
+            raise ConfigError(
+                f"evaluation.reference_split={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}"
+            )
+        self.source = data.source(split)
+        if len(self.source) == 0:
+            raise ConfigError(f"evaluation.reference_split={split}: this split of {data.manifest.name} is empty")
+        self.ids = subset(len(self.source), n)
+        self.extractor, self.resize = extractor, resize
+        self.identity = {
+            "data": data.manifest.name,
+            "split": split,
+            "n": len(self.ids),
+            "of": len(self.source),
+            "sha256": data.manifest.identity(split),
+        }
+        self.key = key_of(
+            {
+                **self.identity,
+                "extractor": [extractor.name, extractor.sha256, extractor.resize],
+                "resize": [resize, RESIZE] if resize else None,
+                "subset_seed": SUBSET_SEED,
+                "version": VERSION,
+            }
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the features are kept."""
+        facts = [self.identity["data"], self.identity["split"], len(self.ids), self.extractor.name, self.key[:16]]
+        return cache_root() / "reference" / (re.sub(r"[^\w.-]+", "_", "-".join(map(str, facts))) + ".safetensors")
+
+    def batch(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Items start .. stop - 1 of this choice: image uint8 [B, C, H, W] as the extractor gets it, perhaps labels."""
+        ids = torch.from_numpy(self.ids[start:stop])
+        raw = self.source.batch(ids, torch.zeros_like(ids))
+        image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
+        rows = {"image": resized(image, self.resize)}
+        if "label" in raw:
+            rows["labels"] = raw["label"].cpu()
+        return rows
+
+    def features(self, chunk: int = 500, done: Callable[[int], Any] = lambda count: None) -> dict[str, Tensor]:
+        """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n]}, from the cache or computed.
+
+        Every rank must call it; the work is shared. `done` hears of items as they are computed.
+        """
+
+        def work(start: int, stop: int) -> dict[str, Tensor]:
+            rows = self.batch(start, stop)
+            return {**self.extractor.features(rows.pop("image")), **rows}
+
+        cached = from_first_rank(self._load)
+        if cached is not None:
+            return cached
+        rows = sharded(len(self.ids), 1, chunk, work, done)
+        from_first_rank(lambda: self._store(rows))
+        return rows
+
+    def _load(self) -> dict[str, Tensor] | None:
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                if (file.metadata() or {}).get("key") != self.key:
+                    return None
+                rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:  # safetensors has its own exceptions; whatever is wrong, it can be computed again
+            warnings.warn(f"{self.path}: unreadable cache of reference features is computed again ({error})")
+            return None
+        return rows if all(len(tensor) == len(self.ids) for tensor in rows.values()) else None
+
+    def _store(self, rows: dict[str, Tensor]) -> None:
+        try:
+            with replacing(self.path) as temporary:
+                save_file(rows, temporary, {"key": self.key, **{k: str(v) for k, v in self.identity.items()}})
+        except StorageError as error:
+            warnings.warn(f"reference features are not kept: {error}")
+
+
+def cached_json(key: str, compute: Callable[[], Any]) -> Any:
+    """The JSON value under `key` in the cache; computed and kept where it is not there. For one rank."""
+    path = cache_root() / "reference" / f"{key[:32]}.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return stored["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there or not whole: computed below
+    value = compute()
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+    except StorageError as error:
+        warnings.warn(f"a result is not kept: {error}")
+    return value
