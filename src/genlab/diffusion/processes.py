@@ -126,15 +126,16 @@ class VP(Process):
         super().__init__(times, mean, std)
         self.end = steps
         if schedule == "linear":
-            betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+            betas = np.linspace(1e-4, 0.02, steps) * (1000 / steps)
         elif schedule == "cosine":
-            f = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * (math.pi / 2)) ** 2
-            betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+            f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * (np.pi / 2)) ** 2
+            betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
         else:
             raise ConfigError(f"model.process.schedule: expected linear or cosine, got {schedule!r}")
-        if not bool((betas < 1).all()):
+        if betas.max() >= 1:
             raise ConfigError(f"model.process.steps: {steps} steps are too few for the {schedule} schedule (beta >= 1)")
-        self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])  # [T + 1]
+        # [T + 1], float64; from numpy, so that it is real where the model is built on the meta device
+        self.alpha_bar = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
         self._tables: dict[torch.device, Tensor] = {}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
