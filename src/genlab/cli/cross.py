@@ -82,13 +82,25 @@ def labels_exist(plain: Plain) -> None:
 
 @register
 def image_fits(plain: Plain) -> None:
-    """A network made for one image size cannot read another."""
+    """A network made for one image size cannot read another, and each level of a UNet halves what it sees."""
     shape = _get(plain, "data.shape")
-    if not (isinstance(shape, list) and len(shape) == 3):
+    if not (isinstance(shape, list) and len(shape) == 3 and all(map(_is_int, shape))):
         return
-    for key, _, value in _find(_get(plain, "model"), {"sample_size", "image_size"}, "model"):
+    model = _get(plain, "model")
+    patch = math.prod(value for _, _, value in _find(model, {"patch"}, "model") if _is_int(value))
+    for key, name, value in _find(model, {"sample_size", "image_size", "down_block_types"}, "model"):
+        if name == "down_block_types":
+            step = patch * 2 ** (len(value) - 1) if isinstance(value, list) else 1
+            if any(side % step for side in shape[1:]):
+                raise Problem(
+                    f"has {len(value)} levels, for images whose sides are multiples of {step}, not data.shape={shape}",
+                    key,
+                    "Take fewer levels, or data of another size",
+                )
+            continue
         sizes = value if isinstance(value, list) else [value, value]
-        if len(sizes) == 2 and all(map(_is_int, sizes)) and sizes != shape[1:]:
+        whole = len(sizes) == 2 and all(_is_int(size) and size > 0 for size in sizes)
+        if whole and any(side % size for side, size in zip(shape[1:], sizes, strict=True)):
             raise Problem(
                 f"is {value}, which does not fit data.shape={shape} ([channels, height, width])",
                 key,

@@ -43,6 +43,9 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
         return Problem(f"choose a {found[1]}", found[1], f"Give {found[1]}=OPTION: {_listed(folder, found[1])}")
     if found := re.search(r"Multiple values for ([\w/.]+)\. To override a value use '?override [\w/.]+", text):
         return Problem(f"{found[1]} is given twice", found[1], "Give it once", "command line")
+    if found := re.match(r"Ambiguous value for argument '([^=']+)=(.*?)' 1\. To use", text):
+        do = f"Add -m for a sweep, or write {found[1]}=[{found[2]}] for a list"
+        return Problem("is given several values", found[1], do, "command line")
     if found := re.match(r"Error merging override [+~]*([^=]+)=(.*)", text):
         return Problem(f"cannot be {found[2]}: {said(cause)}", found[1], "", "command line")
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
@@ -126,13 +129,13 @@ def origin(key: str, settings: Any) -> str:
     return f"conf/{settings.job.config_name}.yaml"
 
 
-def help_text(config_name: str, folder: str, summary: str) -> str:
+def help_text(config_name: str, folders: list[str], summary: str) -> str:
     """The groups and their options with one line each: the first comment of each file."""
     lines = [one_line(summary), "", f"Usage: python {config_name}.py [GROUP=OPTION ...] [KEY=VALUE ...]", ""]
-    for group in _groups(folder):
+    for group in sorted({group for folder in folders for group in _groups(folder)}):
         lines.append(f"{group}:")
-        for path in sorted((Path(folder) / group).glob("*.yaml")):
-            lines.append(f"  {group}={path.stem:<28} {_first_comment(path)}")
+        options = {path.stem: path for folder in folders for path in (Path(folder) / group).glob("*.yaml")}
+        lines += [f"  {group}={name:<24} {_first_comment(path)}".rstrip() for name, path in sorted(options.items())]
     lines += [
         "",
         "--cfg job            show the composed configuration",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,7 +21,9 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -76,10 +79,10 @@ def hydra_main(
         @functools.wraps(body)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra reports errors itself, in its own words
-            sys.argv[1:] = [f"++{a}" if a.startswith(tuple(f"{node}." for node in free)) else a for a in sys.argv[1:]]
-            arguments = _arguments()
+            arguments = _arguments(free)
             if arguments.help:
-                print(explain.help_text(config_name, folder, body.__doc__ or ""))
+                folders = [folder, *([arguments.config_dir] if arguments.config_dir else [])]
+                print(explain.help_text(config_name, folders, body.__doc__ or ""))
                 sys.exit(0)
             _check_sweeps(config_name)
             run = hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)
@@ -87,6 +90,9 @@ def hydra_main(
                 run()
             except JobFailed as failed:
                 sys.exit(failed.exit_code)
+            except KeyboardInterrupt:
+                complain(GenlabError("interrupted"))
+                sys.exit(130)
             except GenlabError as error:
                 complain(error)
                 sys.exit(error.exit_code)
@@ -115,8 +121,8 @@ def complain(error: BaseException) -> None:
     print(f"genlab: error: {one_line(str(error))}", file=sys.stderr, flush=True)
 
 
-def _arguments() -> Any:
-    """The command line, put in the order in which Hydra can parse it (flags first); its errors take one line too."""
+def _arguments(free: Sequence[str]) -> Any:
+    """The command line, put in the form in which Hydra can parse it, into sys.argv; its errors take one line too."""
     parser = get_args_parser()
 
     def error(message: str) -> NoReturn:
@@ -125,8 +131,27 @@ def _arguments() -> Any:
 
     parser.error = error  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args()
-    sys.argv[1:] = [a for a in sys.argv[1:] if a not in arguments.overrides] + arguments.overrides
+    if arguments.experimental_rerun is not None:
+        error("--experimental-rerun reads a pickle, which can run code; GenLab does not")
+    flags = [a for a in sys.argv[1:] if a not in arguments.overrides]
+    arguments.overrides = [_readable(o, free, arguments.multirun) for o in arguments.overrides]
+    sys.argv[1:] = flags + arguments.overrides
     return arguments
+
+
+def _readable(override: str, free: Sequence[str], sweep: bool) -> str:
+    """An override that Hydra can read: a value with spaces, `=` or Chinese is quoted, a key of a free node forced."""
+    if override.startswith(tuple(f"{node}." for node in free)):
+        override = f"++{override}"
+    key, equals, value = override.partition("=")
+    if not equals or value[:1] in {"", "[", "{", "'", '"'} or "${" in value or (sweep and "," in value):
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        escaped = re.sub(r'(\\*)"', r"\1\1\"", value)  # before a quote, Hydra halves backslashes
+        return f'{key}="{escaped}"'
+    return override
 
 
 def _check_sweeps(entry: str) -> None:
