@@ -23,14 +23,13 @@ class RunWandbLogger(WandbLogger):
     """
 
     def __init__(self, save_dir: str, project: str = "genlab", **kwargs: Any) -> None:
-        offline = not _logged_in()
-        run = Path(save_dir).name
-        if offline:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        run, online = Path(save_dir).name, _logged_in()
+        if not online:
             where = Path(save_dir) / "wandb"
             print(f"W&B: offline; send it later with: wandb sync {where}/offline-run-*", file=sys.stderr, flush=True)
-        os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_DISABLE_GIT", "true")
-        super().__init__(name=run, id=run, save_dir=save_dir, project=project, offline=offline, resume="allow", **kwargs)
+            kwargs["mode"] = "offline"  # not Lightning's offline=True: its "dryrun" still asks for a key
+        super().__init__(name=run, id=run, save_dir=save_dir, project=project, resume="allow", **kwargs)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         # Not wandb's own step, which must never go back: a resumed run writes some samples again.
@@ -58,4 +57,4 @@ def _logged_in() -> bool:
         return os.environ["WANDB_MODE"] == "online"
     import wandb
 
-    return bool(wandb.api.api_key)
+    return wandb.login(prompt=False)

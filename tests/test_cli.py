@@ -1,0 +1,128 @@
+"""The commands as a user gives them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import ROOT, make_images
+
+from genlab.runs.directory import RunDirectory
+
+
+class Shell:
+    """Runs the entry points on a small data set, in a folder with a space and Chinese characters in its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "数 据"
+        self.folder.mkdir()
+        data = make_images(self.folder / "images.npz", [1, 28, 28])
+        self.train = ["train.py", "model=gan", "trainer=debug", "data=npz", f"data.path='{data}'", "data.shape=[1,28,28]",
+                      "data.num_classes=10", "data.num_workers=0", "evaluation=none"]  # fmt: skip
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """stdout and stderr of `python ARGUMENTS`, which must end with `code`."""
+        environment = {**os.environ, "GENLAB_RUNS": str(self.folder / "runs")}
+        command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=240)
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output
+        if code:
+            assert "Traceback" not in output
+            lines = [line for line in output.splitlines() if line.startswith("genlab: error")]
+            assert len(lines) == 1, output
+        return output
+
+    def runs(self) -> list[RunDirectory]:
+        return sorted((RunDirectory(p.parent) for p in self.folder.glob("runs/*/*/status.json")), key=lambda r: str(r.path))
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """With one finished run, logged to W&B offline."""
+    made = Shell(tmp_path_factory.mktemp("cli"))
+    made(*made.train)
+    return made
+
+
+def test_a_run_leaves_its_record_and_an_offline_wandb_run(shell: Shell) -> None:
+    (run,) = [r for r in shell.runs() if "gan-npz" in r.path.name][:1]
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    assert environment["command"][1:] == shell.train[1:]
+    assert list(run.path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert not (shell.folder / "outputs").exists(), "Hydra left a folder of its own"
+
+
+def test_sampling_writes_a_grid_and_single_files_that_name_their_origin(shell: Shell) -> None:
+    run = shell.runs()[0]
+    output = shell("sample.py", f"run={run.path.name}", "n=5", "seed=7", "condition.label=3")
+    folder = run.path / "samples" / "seed-7-label-3"
+    assert str(folder) in output
+    assert sorted(p.name for p in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(7, 12)), "grid.png"]
+    image = Image.open(folder / "000009.png")
+    assert image.size == (28, 28)
+    assert image.info["seed"] == "9"
+    assert image.info["label"] == "3"
+    assert image.info["run"] == run.path.name
+    error = shell("sample.py", f"run={run.path.name}", "condition.label=12", code=2)
+    assert "0 to 9" in error
+
+
+def test_a_finished_run_is_extended_but_not_changed(shell: Shell) -> None:
+    run = shell.runs()[0]
+    error = shell("train.py", f"resume={run.path.name}", code=2)
+    assert "finished at 16 samples" in error
+    error = shell("train.py", f"resume={run.path.name}", "model.n_critic=2", "schedule.max_samples=32", code=2)
+    assert "model.n_critic" in error
+    output = shell("train.py", f"resume={run.path.name}", "schedule.max_samples=32")
+    assert "continues" in output
+    assert run.status()["samples"] == 32
+
+
+def test_weights_of_another_run(shell: Shell) -> None:
+    run = shell.runs()[0]
+    shell(*shell.train, f"init_from={run.path.name}", "weights=raw", "optimizer.lr=0", "seed=1")
+    from genlab.runs.checkpoint import load_checkpoint
+
+    started = load_checkpoint(shell.runs()[-1].last)["state_dict"]
+    source = load_checkpoint(run.last)["state_dict"]
+    learned = [k for k in source if "running_" not in k and "num_batches" not in k]  # batch statistics move
+    assert learned
+    assert all((started[k] == source[k]).all() for k in learned)
+
+
+def test_bad_input_is_answered_in_one_line(shell: Shell, tmp_path: Path) -> None:
+    cases = [
+        ((*shell.train, "data.batch_sise=4"), 2, "batch_size"),
+        ((*shell.train, "debug.data.batch_size=1000"), 2, "1000"),
+        (("sample.py", "run=nowhere"), 2, "nowhere"),
+        (("train.py", "model=gann"), 2, "gan"),
+        ((*shell.train, "runs_dir=/proc/none"), 2, "runs_dir"),
+    ]
+    for arguments, code, word in cases:
+        assert word in shell(*arguments, code=code), arguments
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK\x03\x04 not an archive")
+    arguments = [a if not a.startswith("data.path=") else f"data.path={broken}" for a in shell.train]
+    assert "broken.npz" in shell(*arguments, code=65)
+
+
+def test_a_run_in_use_is_refused(shell: Shell) -> None:
+    run = shell.runs()[0]
+    with run.lock():
+        error = shell("train.py", f"resume={run.path.name}", "schedule.max_samples=64", code=2)
+    assert f"in use by process {os.getpid()}" in error
+
+
+def test_damaged_checkpoint_is_refused(shell: Shell) -> None:
+    run = shell.runs()[-1]
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = run.checkpoints / name
+        path.write_bytes(path.read_bytes()[:-50])
+    assert "sha256 mismatch" in shell("sample.py", f"run={run.path.name}", code=76)
