@@ -120,7 +120,11 @@ MISTAKES = [
     # across nodes: both keys
     ("data.batch_size=129 trainer.devices=4", "data.batch_size must be a multiple of trainer.devices = 4, is 129"),
     ("data.batch_size=130 trainer.devices=2 trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches = 4"),
-    ("data=shakespeare_char", "model.num_classes is taken from data.num_classes"),
+    ("data=shakespeare_char", "model.num_classes is taken from data.num_classes, which the chosen data does not have"),
+    ("model.num_classes=${data.num_clases}", "Did you mean data.num_classes?"),
+    ("hydra.sweper=x", "unknown key 'hydra.sweper'"),
+    ("data=npz", "Give data.path=VALUE"),
+    ("model=ddpm_unet data=mnist", "model.network.down_block_types: has 4 levels"),
     ("data.num_classes=null model.num_classes=10", "data.num_classes=None"),
     # targets
     ("model._target_=genlab.models.gan.GNA", "Did you mean genlab.models.gan.GAN?"),

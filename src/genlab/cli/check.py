@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -63,7 +64,7 @@ def _dangling(message: str, key: str, raw: Any) -> Problem:
     group, _, fact = found[1].partition(".")
     close = nearest(found[1], [k for k in leaves(raw) if k != key])
     if fact and isinstance(raw.get(group), dict):
-        beside = close is not None and close.startswith(f"{group}.")
+        beside = close is not None and close in get_close_matches(found[1], [close], 1, 0.85)
         do = f"Did you mean {close}?" if beside else f"Choose another {group}, or set {key}"
         return Problem(f"is taken from {found[1]}, which the chosen {group} does not have", key, do)
     return Problem(f"is taken from {found[1]}, which does not exist", key, f"Did you mean {close}?" if close else "")
@@ -123,7 +124,8 @@ def unknown(key: str, candidates: list[str]) -> Problem:
     if close is None:
         parent = key.rpartition(".")[0]
         names = sorted(c.rpartition(".")[2] for c in candidates if c != key and c.rpartition(".")[0] == parent)
-        return Problem(f"unknown key {key!r}", "", f"{parent or 'The configuration'} has {', '.join(names)}")
+        do = f"{parent or 'The configuration'} has {', '.join(names)}" if names else "See --help and --cfg job"
+        return Problem(f"unknown key {key!r}", "", do)
     return Problem(f"unknown key {key!r}", "", f"Did you mean {close}?")
 
 
