@@ -216,6 +216,8 @@ def test_a_sweep_is_checked_before_its_first_job(run: Run) -> None:
     assert err.count("\n") == 1
     assert "schedule.max_samples must be > 0, is -1 (job 1: model=gan seed=1 schedule.max_samples=-1)" in err
     assert not ran
+    assert run("model=gan", "-m", "seed=1,2", "data=nope")[0] == 2
+    assert not list(Path().rglob("*"))
 
 
 def test_jobs_of_a_sweep_fail_alone(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
@@ -42,15 +43,34 @@ class CheckedLauncher(Launcher):
         self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        for i, overrides in enumerate(job_overrides):
-            try:
-                self.check(self.loader.load_sweep_config(self.config, list(overrides)))
-            except Problem as problem:
-                problem.where = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
-                raise
+        try:
+            for i, overrides in enumerate(job_overrides):
+                job = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
+                self._check(self.loader.load_sweep_config(self.config, list(overrides)), job)
+        except Exception:
+            if initial_job_idx == 0:
+                self._leave_nothing()
+            raise
         returned = self.launcher.launch(job_overrides, initial_job_idx)
         print(table(job_overrides, returned, initial_job_idx), file=sys.stderr, flush=True)
         return returned
+
+    def _check(self, cfg: DictConfig, job: str) -> None:
+        try:
+            self.check(cfg)
+        except Problem as problem:
+            problem.where = job
+            raise
+
+    def _leave_nothing(self) -> None:
+        """Removes the multirun.yaml that Hydra wrote before asking, and the folders that are empty without it."""
+        folder = Path(self.config.hydra.sweep.dir)
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+        for empty in (folder, folder.parent, folder.parent.parent):
+            try:
+                empty.rmdir()
+            except OSError:  # something else is in it: it stays, and so do those above
+                return
 
 
 def table(job_overrides: Sequence[Sequence[str]], returned: Sequence[JobReturn], first: int) -> str:
