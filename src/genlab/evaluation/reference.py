@@ -20,7 +20,7 @@ from torch import Tensor
 from genlab.errors import ConfigError, StorageError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.files import cache_root, replacing
-from genlab.evaluation.sharding import from_first_rank, sharded
+from genlab.evaluation.sharding import from_first_rank, sharded, world
 from genlab.samples import to_uint8
 
 VERSION = 1  # of the way features are computed and stored: raise it when either changes
@@ -109,16 +109,17 @@ class RealImages:
     def features(self, chunk: int = 500, done: Callable[[int], Any] = lambda count: None) -> dict[str, Tensor]:
         """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n]}, from the cache or computed.
 
-        Every rank must call it; the work is shared. `done` hears of items as they are computed.
+        Every rank must call it; the work is shared, and rank 0 has the result (others perhaps nothing). `done` hears of
+        items as they are computed.
         """
 
         def work(start: int, stop: int) -> dict[str, Tensor]:
             rows = self.batch(start, stop)
             return {**self.extractor.features(rows.pop("image")), **rows}
 
-        cached = from_first_rank(self._load)
-        if cached is not None:
-            return cached
+        cached = self._load() if world()[0] == 0 else None
+        if from_first_rank(lambda: cached is not None):
+            return cached or {}
         rows = sharded(len(self.ids), 1, chunk, work, done)
         from_first_rank(lambda: self._store(rows))
         return rows
