@@ -1,5 +1,7 @@
-"""Runs for tests: composed from the shipped conf on small data made here, worked on by children of a fork server that has
-torch and Lightning loaded, so a start costs a fraction of a second."""
+"""Runs for tests: composed from the shipped conf on small data made here, worked on by children of a fork server.
+
+The server has torch and Lightning loaded, so a start costs a fraction of a second.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +75,19 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     data = config.data
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
-        return ["data=npz", f"data.path={path}", f"data.shape={list(data.shape)}", f"data.num_classes={data.num_classes}"]
+        return [
+            "data=npz",
+            f"data.path={path}",
+            f"data.shape={list(data.shape)}",
+            f"data.num_classes={data.num_classes}",
+        ]
     path = make_text(folder / "text.txt", data.vocab_size)
-    return ["data=text_file", f"data.path={path}", f"data.vocab_size={data.vocab_size}", f"data.block_size={data.block_size}"]
+    return [
+        "data=text_file",
+        f"data.path={path}",
+        f"data.vocab_size={data.vocab_size}",
+        f"data.block_size={data.block_size}",
+    ]
 
 
 def small_run(chosen: str, folder: Path, *overrides: str) -> DictConfig:

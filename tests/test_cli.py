@@ -22,8 +22,10 @@ class Shell:
         self.folder = folder / "数 据"
         self.folder.mkdir()
         data = make_images(self.folder / "images.npz", [1, 28, 28])
-        self.train = ["train.py", "model=gan", "trainer=debug", "data=npz", f"data.path='{data}'", "data.shape=[1,28,28]",
-                      "data.num_classes=10", "data.num_workers=0", "evaluation=none"]  # fmt: skip
+        self.train = [
+            *("train.py", "model=gan", "trainer=debug", "data=npz", f"data.path={data}", "data.shape=[1,28,28]"),
+            *("data.num_classes=10", "data.num_workers=0", "evaluation=none"),
+        ]
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """stdout and stderr of `python ARGUMENTS`, which must end with `code`."""
@@ -39,7 +41,9 @@ class Shell:
         return output
 
     def runs(self) -> list[RunDirectory]:
-        return sorted((RunDirectory(p.parent) for p in self.folder.glob("runs/*/*/status.json")), key=lambda r: str(r.path))
+        return sorted(
+            (RunDirectory(p.parent) for p in self.folder.glob("runs/*/*/status.json")), key=lambda r: str(r.path)
+        )
 
 
 @pytest.fixture(scope="module")

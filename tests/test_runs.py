@@ -56,7 +56,7 @@ def test_damaged_last_falls_back_to_previous(tmp_path: Path, damage: str) -> Non
     assert found[0]["samples"] == 1
     assert last.read_bytes() == bad  # kept as it is
     last.with_name("previous.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no valid checkpoint"):
+    with pytest.warns(UserWarning, match="sha256"), pytest.raises(CheckpointError, match="no valid checkpoint"):
         load_last(tmp_path)
 
 
@@ -161,7 +161,11 @@ def test_run_by_name_path_and_last(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run directory"):
         find_run("last", tmp_path)
     run.config.write_text("a: 1\n")
-    assert find_run("last", tmp_path).path == find_run(run.path.name, tmp_path).path == find_run(str(run.path), tmp_path).path
+    assert (
+        find_run("last", tmp_path).path
+        == find_run(run.path.name, tmp_path).path
+        == find_run(str(run.path), tmp_path).path
+    )
     with pytest.raises(ConfigError, match=run.path.name):
         find_run("nope", tmp_path)
 

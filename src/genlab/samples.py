@@ -84,7 +84,7 @@ class Samples:
             return None if any(v is None for v in values) else torch.cat([v for v in values if v is not None])
 
         if first.modality == "text":
-            data: Tensor | list[str] = [text for part in parts for text in part.data]  # type: ignore[misc]
+            data: Tensor | list[str] = [text for part in parts for text in part.data]
         else:
             data = torch.cat([part.data for part in parts])  # type: ignore[misc]
         return Samples(

@@ -32,7 +32,9 @@ class Conductor(pl.Callback):
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # restored from the checkpoint of a resumed run
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, GenerativeModel)
         plan = pl_module._plan
         # Reseeding at every batch makes a resumed run draw what an uninterrupted one would: nothing is to be restored.
@@ -59,7 +61,9 @@ class Conductor(pl.Callback):
         # Lightning validates where its batch count is a multiple of this: now, or never.
         trainer.val_check_batch = 1 if events.evaluate else sys.maxsize
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         # Lightning's step count, which its own callbacks put in file names; the loops' position is not restored.
         loop = trainer.fit_loop.epoch_loop
         if pl_module.automatic_optimization:

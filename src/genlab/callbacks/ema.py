@@ -89,9 +89,13 @@ class EMA(pl.Callback):
                 value.copy_(self.raw[name])
             self.raw = None
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         assert self.raw is None, "a checkpoint must hold the raw weights: EMA must stand before the callback that saves"
         checkpoint["ema"] = {self.track: {name: value.clone() for name, value in self.average.items()}}
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.average = dict(checkpoint.get("ema", {}).get(self.track, {}))

@@ -51,7 +51,7 @@ class SampleProgress(ProgressBar):
         assert isinstance(pl_module, GenerativeModel)
         if self._bar is None:
             return
-        shown = {k: self.recorder.latest[k] for k in ("train/loss", "val/loss") if k in self.recorder.latest}
+        shown = {k: v for k, v in self.recorder.latest.items() if k in ("train/loss", "val/loss")}
         if not shown:  # a model of several players has no single training loss
             shown = {k: v for k, v in self.recorder.latest.items() if k.endswith("_loss")}
         if shown and sum(shown.values()) != self._shown:

@@ -117,11 +117,15 @@ class Recorder(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({"samples": samples, **row}, step=samples)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["metrics_offset"] = self.file.offset()
         checkpoint["recorder"] = {"sums": dict(self.sums), "counts": dict(self.counts)}
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         state = checkpoint["recorder"]
         self.sums = dict(state["sums"])
         self.counts = dict(state["counts"])

@@ -117,7 +117,10 @@ class Saver(Checkpoint):
         self.saved_at = model.samples_seen
         if trainer.is_global_zero:
             self.run.set_status(
-                "running", samples=model.samples_seen, checkpoint="checkpoints/last.ckpt", sha256=sha256_of(self.run.last)
+                "running",
+                samples=model.samples_seen,
+                checkpoint="checkpoints/last.ckpt",
+                sha256=sha256_of(self.run.last),
             )
 
     # ---- state
@@ -128,6 +131,7 @@ class Saver(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.saved_at = int(checkpoint["samples"])
-

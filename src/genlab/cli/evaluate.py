@@ -19,7 +19,11 @@ def evaluate_run(config: DictConfig) -> float | None:
     if protocol is None:
         raise ConfigError("evaluation: neither the command nor the run names a protocol; add evaluation=NAME.")
     sampler = choose_sampler(loaded, config.sampler)
-    context = {"run": loaded.directory.path.name, "model": str(loaded.config.name), "checkpoint": loaded.checkpoint.name}
+    context = {
+        "run": loaded.directory.path.name,
+        "model": str(loaded.config.name),
+        "checkpoint": loaded.checkpoint.name,
+    }
     record = evaluate(
         loaded.model,
         loaded.data(),

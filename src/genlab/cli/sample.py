@@ -39,7 +39,7 @@ def sample(config: DictConfig) -> Path:
             own = {"seed": str(config.seed + i)}
             if samples.labels is not None:
                 own["label"] = str(int(samples.labels[i]))
-            save_png(out / f"{config.seed + i:06d}.png", image, meta | own)  # type: ignore[arg-type]
+            save_png(out / f"{config.seed + i:06d}.png", image, meta | own)
     else:
         print(grid.read_text(encoding="utf-8"))
     print(f"{len(samples)} samples in {out}; see {grid}")

@@ -1,4 +1,7 @@
-"""What train.py calls: find or make the run directory, start one worker a rank, wait, pass on the outcome. Free of torch."""
+"""What train.py calls: find or make the run directory, start one worker a rank, wait, pass on the outcome.
+
+Free of torch.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -109,7 +113,7 @@ def continue_run(run: RunDirectory) -> tuple[RunDirectory, DictConfig]:
                 f"{key} cannot change when a run goes on ({run.path.name}). Start a new run, with init_from=RUN "
                 "for its weights; keys of schedule, trainer and callbacks can change."
             )
-        OmegaConf.update(config, key, OmegaConf.create(f"v: {value}")["v"], force_add=True)
+        OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
     check(config, "train")
     status = run.status()
     if status.get("state") == "finished" and config.schedule.max_samples <= status.get("samples", 0):

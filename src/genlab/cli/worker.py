@@ -56,7 +56,7 @@ def _die_with_parent() -> None:
 
 
 def _quieten() -> None:
-    """Leaves out what says nothing to a user of GenLab: Lightning's tips, and warnings about choices made on purpose."""
+    """Leaves out what says nothing to a user of GenLab: Lightning's tips, warnings about choices made on purpose."""
     import logging
 
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):

@@ -1,4 +1,4 @@
-"""The contract of a family, and all that is written once for every family: training step, optimizer, counter, sampling."""
+"""The contract of a family, and what is written once for every family: training step, optimizer, counter, sampling."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class GenerativeModel(pl.LightningModule, ABC):
     def decayed_groups(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
         """Two groups: weight decay falls on tensors of two or more dimensions only, not on biases and norms."""
         trained = [p for p in parameters if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2]},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]

@@ -41,7 +41,7 @@ class GAN(AdversarialModel):
             arXiv 1912.04958, section 3.1).
         n_critic: the generator moves at every n-th update.
         critic_lr_scale: the critic's learning rate as a multiple of the generator's.
-        num_classes: classes of the condition; 0 for none.
+        num_classes: classes of the condition; None or 0 for none.
     """
 
     def __init__(
@@ -53,14 +53,15 @@ class GAN(AdversarialModel):
         penalty_every: int = 1,
         n_critic: int = 1,
         critic_lr_scale: float = 1.0,
-        num_classes: int = 0,
+        num_classes: int | None = None,
         chunk_size: int = 16,
     ) -> None:
         super().__init__()
         self.generator, self.critic = generator, critic
+        self.latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
         self.objective, self.penalty = objective, penalty
         self.penalty_every, self.n_critic, self.critic_lr_scale = penalty_every, n_critic, critic_lr_scale
-        self.num_classes, self.conditions = num_classes, ("label",) if num_classes else ()
+        self.num_classes, self.conditions = num_classes or 0, ("label",) if num_classes else ()
         self.chunk_size = chunk_size
 
     def players(self) -> list[Player]:
@@ -76,9 +77,9 @@ class GAN(AdversarialModel):
         real = batch["image"]
         labels = batch["label"] if self.conditions else None
         if self.training:
-            z = torch.randn(len(real), int(self.generator.latent_dim), device=real.device)
+            z = torch.randn(len(real), self.latent_dim, device=real.device)
         else:
-            z = noise.normal(batch["id"], noise.Stream.VALIDATION, (int(self.generator.latent_dim),))
+            z = noise.normal(batch["id"], noise.Stream.VALIDATION, (self.latent_dim,))
         if player == "generator":
             return {"loss": self.objective.generator(self.critic(self.generator(z, labels), labels))}
         with torch.no_grad():
@@ -94,5 +95,5 @@ class GAN(AdversarialModel):
         return report
 
     def generate(self, seeds: Tensor, condition: Condition | None, sampler: LatentSampler) -> Tensor:
-        z = noise.normal(seeds, noise.Stream.INITIAL, (int(self.generator.latent_dim),))
+        z = noise.normal(seeds, noise.Stream.INITIAL, (self.latent_dim,))
         return self.generator(sampler.truncation * z, (condition or {}).get("label"))

@@ -18,10 +18,10 @@ class Generator(nn.Module):
         shape: C, H, W; H and W divisible by 4.
         latent_dim: size of z.
         width: channels at full resolution; twice and four times as many below.
-        num_classes: classes of the condition; 0 for none.
+        num_classes: classes of the condition; None or 0 for none.
     """
 
-    def __init__(self, shape: list[int], latent_dim: int = 64, width: int = 32, num_classes: int = 0) -> None:
+    def __init__(self, shape: list[int], latent_dim: int = 64, width: int = 32, num_classes: int | None = None) -> None:
         super().__init__()
         channels, height, rows = shape
         self.latent_dim = latent_dim
@@ -53,7 +53,7 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Images [B, C, H, W] in [-1, 1] (and labels int64 [B]) -> logits [B]; arguments as the generator's."""
 
-    def __init__(self, shape: list[int], width: int = 32, num_classes: int = 0) -> None:
+    def __init__(self, shape: list[int], width: int = 32, num_classes: int | None = None) -> None:
         super().__init__()
         channels, height, rows = shape
         self.body = nn.Sequential(
@@ -83,8 +83,8 @@ def initialise(module: nn.Module) -> None:
     """Weights ~ N(0, 0.02), batch norm scale ~ N(1, 0.02): section 4 of the paper."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
+        if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+            nn.init.zeros_(bias)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Gradient penalties of critics, in float32 under any autocast: they are second-order and underflow in half precision."""
+"""Gradient penalties of critics, in float32 under any autocast: they are second-order and underflow else."""
 
 from __future__ import annotations
 

@@ -8,8 +8,9 @@ import os
 import shutil
 import time
 import warnings
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -55,13 +56,15 @@ class AtomicCheckpointIO(CheckpointIO):
                 raise
             free, needed = shutil.disk_usage(target.parent).free, _tensor_bytes(checkpoint)
             raise StorageError(
-                f"cannot save {target}: {reason.strerror}; {free:,} bytes free, about {needed:,} needed. Free space and run the "
-                "same command again: it goes on from the last checkpoint."
+                f"cannot save {target}: {reason.strerror}; {free:,} bytes free, about {needed:,} needed. "
+                "Free space and run the same command again: it goes on from the last checkpoint."
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Always with weights_only=True, whatever is asked."""
         return load_checkpoint(Path(path), map_location or "cpu")
 
@@ -139,7 +142,7 @@ def _hashes(path: Path) -> list[str]:
     return list((read_json(_sidecar(path)) or {}).get("sha256", []))
 
 
-def _file_digest(file: BinaryIO) -> str:
+def _file_digest(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

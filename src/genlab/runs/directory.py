@@ -145,7 +145,9 @@ def create_run(runs_dir: Path, name: str, digest: str) -> RunDirectory:
             (folder / part).mkdir()
         run.set_status("starting", config_hash=digest, samples=0)
     except (OSError, StorageError) as error:
-        raise ConfigError(f"runs_dir: cannot write {folder}: {error}. Choose a folder of yours with runs_dir=DIR.") from error
+        raise ConfigError(
+            f"runs_dir: cannot write {folder}: {error}. Choose a folder of yours with runs_dir=DIR."
+        ) from error
     return run
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class MetricsFile:
-    """Appends rows {"samples": int, "time": unix seconds, name: value, ...}; a value that is not finite becomes null."""
+    """Appends rows {"samples": int, "time": unix seconds, name: value, ...}; what is not finite becomes null."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
