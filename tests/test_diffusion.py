@@ -505,3 +505,44 @@ def test_patch_folds_and_unfolds() -> None:
         patched(torch.randn(2, 3, 5, 6), torch.zeros(2))
     folded = F.pixel_unshuffle(x, 2)
     assert torch.equal(folded[:, 1], x[:, 0, 0::2, 1::2])
+
+
+# ---- configurations
+
+
+@pytest.mark.parametrize(
+    ("chosen", "parameters"),
+    [
+        ("experiment=ddpm_cifar10", 35_746_307),  # google/ddpm-cifar10-32, as its paper's 35.7M
+        ("model=ddpm", 704_484),
+        ("model=flow", 704_484),
+    ],
+)
+def test_parameter_counts(chosen: str, parameters: int) -> None:
+    from runs import compose_train
+
+    from genlab.cli.build import build_model
+
+    config = compose_train([chosen, "logger=none"])
+    with torch.device("meta"):
+        made = build_model(config)
+    assert sum(p.numel() for p in made.parameters()) == parameters
+    assert isinstance(made, DiffusionModel)
+    assert isinstance(made.sampler, Sampler)
+    assert all(name.startswith("network.") for name in made.state_dict())
+
+
+def test_every_diffusion_sampler_of_conf_samples() -> None:
+    from runs import ROOT, compose_train
+
+    from genlab.cli.targets import instantiate
+
+    line = DiffusionModel(Line(), VP(1000), [1, 2, 2], num_classes=3).eval()
+    count = 0
+    for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml")):
+        sampler = instantiate(compose_train([f"sampler={path.stem}", "logger=none"]).sampler)
+        if isinstance(sampler, Sampler):
+            with torch.no_grad():
+                assert line.generate(torch.arange(2), {"label": torch.tensor([0, 1])}, sampler).shape == (2, 1, 2, 2)
+            count += 1
+    assert count >= 7
