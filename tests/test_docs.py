@@ -1,0 +1,36 @@
+"""Claims of the documents that can be checked without running anything long."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from runs import compose_train
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for name in re.findall(r"`((?:src|conf|scripts|tests|docs)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_train_commands_of_the_documents_compose() -> None:
+    """Every `python train.py ...` in a document that has no placeholder in capitals."""
+    commands = set()
+    for page in PAGES:
+        commands |= set(re.findall(r"python train\.py((?: [\w.+~@/\[\],-]+=[^\s`#)]+)*)", page.read_text(encoding="utf-8")))
+    checked = 0
+    for command in sorted(commands):
+        words = command.split()
+        if any(re.search(r"=[A-Z]|\.\.\.|^resume=|^-m", word) for word in words):
+            continue
+        compose_train(words)
+        checked += 1
+    assert checked >= 5
