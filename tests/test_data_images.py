@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -312,10 +314,10 @@ def user(item: str = "tuple", **options: Any) -> UserDataset:
 @pytest.mark.parametrize("item", ["tuple", "dict", "alone", "float", "pil"])
 def test_user_dataset(item: str) -> None:
     data, workers = user(item), user(item, num_workers=2)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr, index]
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     batches = list(data.batches(data.train_loader(0, 48)))
     assert torch.equal(before[0], torch.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index, arg-type]
+    assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
     assert all(same(a, b) for a, b in zip(batches, workers.batches(workers.train_loader(0, 48)), strict=True))
     later = list(data.batches(data.train_loader(16, 48)))
     assert all(same(a, b) for a, b in zip(batches[4:], later, strict=True))
@@ -344,6 +346,18 @@ def test_user_dataset(item: str) -> None:
 def test_user_dataset_bad_items(item: str, match: str) -> None:
     with pytest.raises(DataError, match=match):
         user(item).setup()
+
+
+def test_a_killed_worker_is_named() -> None:
+    class Deadly(Mine):
+        def __getitem__(self, i: int) -> Any:
+            if torch.utils.data.get_worker_info() is not None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(i)
+
+    data = UserDataset("x", dataset=Deadly(), shape=[3, 4, 4], val_fraction=0.2, batch_size=4, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.* (killed|exited)"):
+        list(data.batches(data.train_loader(0, 16)))
 
 
 def test_user_dataset_of_the_wrong_kind() -> None:

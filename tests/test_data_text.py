@@ -41,7 +41,7 @@ def test_characters_decode_is_the_inverse(tmp_path: Path) -> None:
 
 
 def test_train_windows(tmp_path: Path) -> None:
-    data = text_module(tmp_path / "t.txt")
+    data = text_module(tmp_path / "t.txt", batch_size=50)
     source = data.source("train")
     assert isinstance(source, Tokens)
     ids = torch.tensor(encode(data.tokenizer, data.text("train")))

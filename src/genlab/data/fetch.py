@@ -14,6 +14,7 @@ import importlib.util
 import os
 import queue
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from genlab.errors import ConfigError, DataError, StorageError
 
 CONNECT_TIMEOUT = 5.0  # seconds; an offline machine goes on to the packages after this
 READ_TIMEOUT = 20.0  # seconds without a byte
-NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _unreachable: set[str] = set()  # hosts that did not answer in this process
 _reached: set[str] = set()
 

@@ -108,12 +108,12 @@ class ImageData(DataModule):
         return sources, Manifest(self.name, self.modality, facts, splits, done)
 
     def finish(self, batch: Batch, split: Split) -> Batch:
-        image = batch["image"] if batch["image"].is_floating_point() else to_float(batch["image"])
+        image = batch["image"]
         if self.random_flip and split == "train":
             epochs = batch["position"] // len(self.source("train"))
             flip = bits(keyed(batch["id"], self.seed), (Stream.AUGMENT, epochs), 1)[:, 0] & 1
             image = torch.where(flip.bool()[:, None, None, None], image.flip(-1), image)
-        return {**batch, "image": image}
+        return {**batch, "image": image if image.is_floating_point() else to_float(image)}
 
     def _check(self, source: Source) -> None:
         """The facts in the configuration against the data."""
