@@ -9,6 +9,8 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline",
 
 import pytest
 
+import genlab  # noqa: F401  its import hook must be there before a test imports Lightning
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -87,7 +87,8 @@ class Recorder(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        items = len(batch["id"])
+        # A loss is a mean over what it predicts: tokens where there are labels to predict, items else.
+        items = int((batch["labels"] != -100).sum()) if "labels" in batch else len(batch["id"])
         for name, value in _losses(outputs).items():
             value = value.detach().double() * items
             self.val_sums[name] = self.val_sums[name] + value if name in self.val_sums else value
