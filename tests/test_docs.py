@@ -25,7 +25,8 @@ def test_train_commands_of_the_documents_compose() -> None:
     """Every `python train.py ...` in a document that has no placeholder in capitals."""
     commands = set()
     for page in PAGES:
-        commands |= set(re.findall(r"python train\.py((?: [\w.+~@/\[\],-]+=[^\s`#)]+)*)", page.read_text(encoding="utf-8")))
+        text = page.read_text(encoding="utf-8")
+        commands |= set(re.findall(r"python train\.py((?: [\w.+~@/\[\],-]+=[^\s`#)]+)*)", text))
     checked = 0
     for command in sorted(commands):
         words = command.split()
