@@ -21,6 +21,7 @@ from genlab.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Samp
 from genlab.errors import ConfigError
 from genlab.models.diffusion import DiffusionModel
 from genlab.networks.patch import Patch
+from genlab.noise import Stream
 
 PROCESSES = [VP(1000, "linear"), VP(1000, "cosine"), VP(37, "cosine"), Flow()]
 
@@ -441,6 +442,20 @@ def test_guidance_scale_one_is_the_conditional_model_and_calls_are_counted() -> 
         assert line.network.seen[-1][0].dtype == torch.int64
     assert Heun(steps=18).nfe == 35  # EDM's count
     assert Sampler.record(DDIM(steps=7, eta=0.2))["eta"] == 0.2
+
+
+def test_noise_of_a_sample_is_keyed_by_seed_and_step() -> None:
+    seeds, drawn = torch.tensor([5, 2]), []
+
+    class Look(Sampler):
+        def __call__(self, denoise: Any, x: Tensor, process: Process, step_noise: Any) -> Tensor:
+            drawn.extend([x, *(step_noise(k, (1, 8, 8)) for k in range(3))])
+            return x
+
+    DiffusionModel(Line(), VP(1000), [1, 8, 8]).eval().generate(seeds, None, Look(steps=3))
+    assert torch.equal(drawn[0], noise.normal(seeds, Stream.INITIAL, (1, 8, 8)))
+    for k in range(3):
+        assert torch.equal(drawn[1 + k], noise.normal(seeds, (Stream.STEP, k), (1, 8, 8)))
 
 
 def test_bound_of_a_model() -> None:

@@ -112,7 +112,7 @@ def test_ddpm(monkeypatch: pytest.MonkeyPatch, variance: Any, their_name: str, s
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "trailing"])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim(eta: float, spacing: Any) -> None:
     process = VP(1000, "linear")
     name = {"uniform": "leading"}.get(spacing, spacing)
