@@ -1,0 +1,702 @@
+"""Evaluation: metrics against torch-fidelity and closed forms, protocols, the record, the cache, ranks, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import Tensor, nn
+
+from genlab import noise
+from genlab.cli.targets import instantiate
+from genlab.data.images import Npz, StandardImages
+from genlab.errors import CheckpointError, ConfigError
+from genlab.evaluation import Extractor, Protocol, evaluate, load_extractor, write_record
+from genlab.evaluation.evaluator import describe
+from genlab.evaluation.extractors import WEIGHTS, NetworkExtractor
+from genlab.evaluation.fidelity import Settings, fid, inception_score, kid, measure, precision_recall
+from genlab.evaluation.pictures import curves, grid, read_meta, save_grid, save_png
+from genlab.evaluation.reference import RealImages, resized, subset
+from genlab.evaluation.sharding import bounds, sharded
+from genlab.samples import Samples
+
+N = 500
+
+
+def blobs(seeds: Tensor, shift: float = 0.0) -> Tensor:
+    """Smooth random grey images, one a seed, uint8 [N, 1, 28, 28]."""
+    coarse = noise.uniform(seeds, 0, (1, 7, 7)) ** (2 + shift)
+    return F.interpolate(coarse * 255, (28, 28), mode="bicubic").clamp(0, 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def first() -> Tensor:
+    return blobs(torch.arange(N))
+
+
+@pytest.fixture(scope="module")
+def second() -> Tensor:
+    return blobs(torch.arange(10_000, 10_000 + N), shift=0.5)
+
+
+@pytest.fixture(scope="module")
+def cnn() -> NetworkExtractor:
+    return load_extractor("mnist-cnn")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("GENLAB_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@dataclass
+class PaintSampler:
+    """As in conf/sampler."""
+
+    steps: int = 3
+    guidance_scale: float = 1.5
+
+    @property
+    def nfe(self) -> int:
+        return 2 * self.steps
+
+
+class Painter(nn.Module):
+    """Stands in for a model: an image is a function of its seed and label. Labels are brightness, if `honest`."""
+
+    modality, conditions, num_classes, chunk_size, samples_seen = "image", ("label",), 10, 8, 1234
+
+    def __init__(self, honest: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.honest = honest
+        self.asked: list[Tensor] = []  # seeds of each call
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def sample(self, seeds: Tensor, condition: dict[str, Tensor] | None = None, sampler: Any = None) -> Samples:
+        assert not self.training
+        self.asked.append(seeds)
+        assert condition is not None
+        label = condition["label"] if self.honest else (condition["label"] + 1) % 10
+        return Samples("image", paint(seeds, label), labels=label, seeds=seeds)
+
+
+def paint(seeds: Tensor, label: Tensor) -> Tensor:
+    """Blobs whose upper left corner shows the label as a grey level."""
+    images = blobs(seeds)
+    images[:, :, :4, :4] = (label * 25).to(torch.uint8)[:, None, None, None]
+    return images
+
+
+class Corner:
+    """An Extractor that reads the label from the corner; features are a coarse copy of the image. Counts its work."""
+
+    name, sha256, resize, labels, has_logits, batch = "corner", "0" * 64, "none", 10, True, 10
+
+    def __init__(self, sha256: str = "0" * 64) -> None:
+        self.sha256, self.seen = sha256, 0
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen += len(images)
+        label = (images[:, 0, 0, 0].float() / 25).round().long().clamp(max=9)
+        return {
+            "features": F.avg_pool2d(images.float(), 7).flatten(1) / 255,
+            "logits": 20.0 * F.one_hot(label, 10).float(),
+        }
+
+
+def make_data(folder: Path, offset: int = 0) -> Npz:
+    """200 train and 120 held-out images with labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, start, count in (("train", 100_000 + offset, 200), ("val", 200_000, 120)):
+        seeds = torch.arange(start, start + count)
+        label = seeds % 10
+        np.savez(folder / f"{name}.npz", image=paint(seeds, label)[:, 0].numpy(), label=label.numpy())
+    data = Npz("painted", path=str(folder / "train.npz"), val_path=str(folder / "val.npz"), shape=[1, 28, 28],
+               num_classes=10, batch_size=10)  # fmt: skip
+    data.setup()
+    return data
+
+
+def small(**options: Any) -> Protocol:
+    defaults: dict[str, Any] = {"metrics": ["fid", "label_accuracy", "confident_09"], "n": 40, "chunk": 16, "batch": 10}
+    return Protocol(**{**defaults, "extractor": Corner(), **options})
+
+
+# ---- metrics
+
+
+def test_equal_to_torch_fidelity(first: Tensor, second: Tensor, cnn: NetworkExtractor) -> None:
+    """Same numbers as torch_fidelity.calculate_metrics with mnist-cnn registered as one of its extractors."""
+    import torch_fidelity
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    class Registered(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+            super().__init__(name, features_list)
+            self.network = cnn.network
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            out = dict(zip(("features", "logits"), self.network(images), strict=True))
+            return tuple(out[name] for name in self.features_list)
+
+    class Listed(torch.utils.data.Dataset):
+        def __init__(self, images: Tensor) -> None:
+            self.images = images
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, i: int) -> Tensor:
+            return self.images[i]
+
+    torch_fidelity.register_feature_extractor("test-mnist-cnn", Registered)
+    try:
+        theirs = torch_fidelity.calculate_metrics(
+            input1=Listed(first), input2=Listed(second), feature_extractor="test-mnist-cnn", batch_size=100,
+            fid=True, kid=True, isc=True, prc=True, kid_subsets=20, kid_subset_size=200,
+            cuda=False, save_cpu_ram=True, cache=False, verbose=False,
+        )  # fmt: skip
+    finally:
+        del FEATURE_EXTRACTORS_REGISTRY["test-mnist-cnn"]
+    metrics = ["fid", "kid", "precision_recall", "inception_score"]
+    settings = Settings(kid_subsets=20, kid_subset_size=200)
+    ours, missing = measure(metrics, cnn.features(first), cnn.features(second), settings)
+    assert not missing
+    names = {
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "precision": "precision",
+        "recall": "recall",
+        "inception_score": "inception_score_mean",
+        "inception_score_std": "inception_score_std",
+    }
+    assert ours["fid"] > 0.1  # the sets differ, so that a relative comparison means something
+    assert {name: ours[name] for name in names} == {
+        name: pytest.approx(theirs[key], rel=1e-6) for name, key in names.items()
+    }
+
+
+def test_metrics_closed_forms() -> None:
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+    offset = torch.tensor([1.0, 0, 0, -2.0, 0, 0])
+    assert fid(x, x) == pytest.approx(0, abs=1e-9)
+    assert fid(x + offset, x) == pytest.approx(5, rel=1e-5)  # equal covariances: |difference of the means|^2
+    # A = 3 x has covariance 9 S: tr(S + 9 S - 2 sqrt(9 S^2)) = 4 tr S
+    centred = (x - x.mean(0)).double()
+    trace = (centred.square().sum(0) / 399).sum().item()
+    assert fid(3 * centred, centred) == pytest.approx(4 * trace, rel=1e-9)
+    assert precision_recall(x, x) == (1.0, 1.0)
+    assert precision_recall(x + 100, x) == (0.0, 0.0)
+    assert kid(x + 100, x, 5, 100)[0] > 1 > abs(kid(x, x, 5, 100)[0])
+    sure = 100.0 * F.one_hot(torch.arange(4000) % 10, 10).float()
+    assert inception_score(sure, 1)[0] == pytest.approx(10, rel=1e-6)
+    assert inception_score(torch.zeros(100, 10))[0] == pytest.approx(1, rel=1e-6)
+
+
+def test_order_does_not_matter(first: Tensor, second: Tensor, cnn: NetworkExtractor) -> None:
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    a, b = cnn.features(first)["features"], cnn.features(second)["features"]
+    assert fid(a[order], b) == pytest.approx(fid(a, b), rel=1e-9)
+    assert precision_recall(a[order], b) == pytest.approx(precision_recall(a, b), rel=1e-6)
+    assert kid(a[order], b, 1, N)[0] == pytest.approx(kid(a, b, 1, N)[0], rel=1e-4)  # torch-fidelity's is float32
+
+
+def test_features_do_not_depend_on_batching(first: Tensor, cnn: NetworkExtractor) -> None:
+    whole = cnn.features(first[:250])
+    assert whole["features"].shape == (250, 128)
+    assert whole["logits"].shape == (250, 10)
+    assert {v.dtype for v in whole.values()} == {torch.float32}
+    for key in whole:
+        assert torch.equal(torch.cat([cnn.features(part)[key] for part in first[:250].split(37)]), whole[key])
+    order = torch.randperm(250, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(cnn.features(first[order])["features"], whole["features"][order])
+
+
+def test_extractor_is_exact_and_leaves_settings(first: Tensor, cnn: NetworkExtractor) -> None:
+    """bfloat16 autocast and reduced float32 precision around it change nothing, and stay as they were."""
+    plain = cnn.features(first[:20])["features"]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(cnn.features(first[:20])["features"], plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert isinstance(cnn, Extractor)
+
+
+def test_extractor_refuses(tmp_path: Path, cnn: NetworkExtractor, cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"takes images of 1 channel.*these have 3"):
+        cnn.features(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match=r"28x28.*32x32.*evaluation.resize=28"):
+        cnn.features(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="no such extractor"):
+        load_extractor("mnist")
+    with pytest.raises(ConfigError, match="no weights at"):
+        load_extractor("inception-v3-compat")
+    damaged = tmp_path / "mnist-cnn.safetensors"
+    content = bytearray((WEIGHTS / "mnist-cnn.safetensors").read_bytes())
+    content[-5] ^= 1
+    damaged.write_bytes(content)
+    shutil.copy(WEIGHTS / "mnist-cnn.json", tmp_path)
+    with pytest.raises(CheckpointError, match="sha256"):
+        load_extractor("mnist-cnn", path=str(damaged))
+
+
+@pytest.mark.parametrize("name", ["mnist-cnn", "fashion-cnn"])
+def test_shipped_weights(name: str) -> None:
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 1_000_000
+    assert card["test"]["accuracy"] >= {"mnist-cnn": 0.994, "fashion-cnn": 0.93}[name]
+    assert card["command"] == f"python scripts/train_classifier.py {name}"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "data_name"), [("mnist-cnn", "mnist"), ("fashion-cnn", "fashion_mnist")])
+def test_accuracy_on_real_images(name: str, data_name: str) -> None:
+    """The card's accuracy is found again on 2,000 images (within four deviations), of the data that the card names."""
+    from genlab.data.fetch import present
+
+    if not present(data_name):
+        pytest.skip(f"{data_name} is not in the cache: python scripts/fetch_data.py {data_name}")
+    data = StandardImages(data_name, shape=[1, 28, 28], num_classes=10)
+    extractor = load_extractor(name)
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    ids = torch.from_numpy(subset(len(data.source("test")), 2000))
+    rows = data.source("test").batch(ids, torch.zeros_like(ids))
+    right = extractor.features(rows["image"])["logits"].argmax(1) == rows["label"]
+    expected = card["test"]["accuracy"]
+    deviation = math.sqrt(expected * (1 - expected) / 2000)
+    assert right.double().mean().item() == pytest.approx(expected, abs=4 * deviation)
+    assert data.manifest.splits["test"]["sha256"] == card["data"]["test"]
+
+
+def test_failing_metrics_are_stated() -> None:
+    rows = {"features": torch.randn(40, 4), "logits": torch.randn(40, 10)}
+    with pytest.warns(UserWarning, match="kid has no value"):
+        values, missing = measure(["fid", "kid"], rows, rows, Settings())
+    assert values["kid"] is None
+    assert values["kid_std"] is None
+    assert "kid_subset_size is 1000, there are 40" in missing["kid"]
+    assert values["fid"] == pytest.approx(0, abs=1e-6)
+    broken = {"features": torch.full((40, 4), math.nan)}
+    with pytest.warns(UserWarning, match="not finite"):
+        values, missing = measure(["fid"], broken, rows, Settings())
+    assert values == {"fid": None}
+    # The converted Inception has no logits: Inception Score is refused, not faked.
+    values, missing = measure(["inception_score"], {"features": rows["features"]}, rows, Settings())
+    assert values == {"inception_score": None, "inception_score_std": None}
+    assert "no logits" in missing["inception_score"]
+
+
+# ---- protocols
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metrics": ["fid"], "n": 2000, "name": "fid_2k_test"}, "fid_2k_test.proxy"),
+        ({"metrics": ["fid"], "n": 50_000, "name": "fid"}, "fid_50k_test"),
+        ({"metrics": ["fid"], "n": 10_000, "name": "fid_50k_test"}, "fid_10k_test"),
+        ({"metrics": ["fid"], "n": 10_000, "reference_n": 500, "name": "fid_10k_test"}, "fid_10k_test500.proxy"),
+        ({"metrics": ["fid"]}, "evaluation.n"),
+        ({"metrics": ["fid"], "n": 0}, "at least 1"),
+        ({"metrics": ["fud"], "n": 10}, "no metric 'fud'"),
+        ({"metrics": ["fid", "text_likelihood"], "n": 10}, "mixes"),
+        ({"metrics": ["fid"], "n": 10, "reference_split": "valid"}, "choose one of train, val, test"),
+    ],
+)
+def test_protocol_refuses(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Protocol(**options)
+
+
+def test_names() -> None:
+    assert Protocol(metrics=["fid"], n=50_000, reference_split="train").name == "fid_50k_train"
+    proxy = Protocol(metrics=["fid"], n=1000, name="fid_1k_test.proxy")
+    assert proxy.key("kid") == "kid_1k_test.proxy"
+    assert proxy.key("label_accuracy") == "label_accuracy_1k.proxy"  # no reference in it
+    assert Protocol(metrics=["text_likelihood"], reference_split="val").key("perplexity") == "perplexity_val"
+
+
+def test_shipped_protocols(root: Path) -> None:
+    """Every file of conf/evaluation is a protocol, called as its file where the file's name states a count."""
+    names = sorted(path.stem for path in (root / "conf/evaluation").glob("*.yaml"))
+    assert {"fid_1k_test.proxy", "fid_50k_train", "fid_10k_test", "text_likelihood", "debug", "none"} <= set(names)
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        for name in names:
+            node = compose(f"evaluation/{name}").evaluation
+            if name == "none":
+                assert node is None
+                continue
+            protocol = instantiate(node, Protocol)
+            assert protocol.name == name or name in ("debug", "text_likelihood")
+
+
+# ---- evaluate
+
+
+def test_record(tmp_path: Path, cache: Path) -> None:
+    data, model = make_data(tmp_path / "data"), Painter()
+    model.train()
+    protocol = small(metrics=["fid", "kid", "precision_recall", "inception_score", "label_accuracy", "confident_09"],
+                     kid_subset_size=20, kid_subsets=3, splits=2)  # fmt: skip
+    record = evaluate(model, data, protocol, sampler=PaintSampler(), seed=3, progress=False, context={"run": "r"})
+    assert model.training  # left as it was
+    assert torch.equal(torch.cat(model.asked), torch.arange(3 << 32, (3 << 32) + 40))
+    assert all(int(seeds[0]) % model.chunk_size == 0 for seeds in model.asked)  # whole chunks of the model
+    values = record["values"]
+    assert set(values) == {
+        *(f"{m}_40_test.proxy" for m in ("fid", "kid", "kid_std", "precision", "recall")),
+        *(f"{m}_40.proxy" for m in ("inception_score", "inception_score_std", "label_accuracy", "confident_09")),
+    }
+    assert record["missing"] == {}
+    assert values["label_accuracy_40.proxy"] == 1.0
+    assert values["confident_09_40.proxy"] == 1.0
+    generated = record["generated"]
+    assert generated["n"] == 40
+    assert generated["seeds"] == {"seed": 3, "first": 3 << 32, "count": 40}
+    assert generated["labels"] == "balanced: i % 10"
+    assert generated["sampler"]["steps"] == 3
+    assert generated["sampler"]["_target_"].endswith("PaintSampler")
+    assert (generated["nfe"], generated["guidance_scale"], generated["chunk_size"]) == (6, 1.5, 8)
+    assert record["reference"] == {
+        "data": "painted", "split": "test", "n": 120, "of": 120, "sha256": data.manifest.identity("test"),
+        "subset_seed": 2020,
+    }  # fmt: skip
+    assert record["extractor"]["name"] == "corner"
+    assert record["extractor"]["sha256"] == "0" * 64
+    assert record["model"]["weights"] == "ema"
+    assert record["model"]["samples_seen"] == 1234
+    assert record["machine"]["ranks"] == 1
+    assert record["machine"]["tf32"] is False
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["context"] == {"run": "r"}
+    floor = record["floor"]
+    assert floor["samples"]["split"] == "train"
+    assert floor["samples"]["n"] == 40
+    assert set(floor["values"]) == set(values)
+    # The same numbers by hand.
+    label = torch.arange(40) % 10
+    made = Corner().features(paint(torch.arange(3 << 32, (3 << 32) + 40), label))["features"]
+    ids = torch.arange(120)
+    real = Corner().features(data.source("test").batch(ids, ids)["image"])["features"]
+    assert values["fid_40_test.proxy"] == pytest.approx(fid(made, real), rel=1e-9)
+    chosen = torch.from_numpy(subset(200, 40))
+    train = Corner().features(data.source("train").batch(chosen, chosen)["image"])["features"]
+    assert floor["values"]["fid_40_test.proxy"] == pytest.approx(fid(train, real), rel=1e-9)
+    path = tmp_path / "new" / "record.json"
+    write_record(record, path)
+    assert json.loads(path.read_text()) == record
+    assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+
+
+def test_identity_names_what_decides(tmp_path: Path, cache: Path) -> None:
+    data, model = make_data(tmp_path / "data"), Painter()
+
+    def identity(**options: Any) -> str:
+        return evaluate(model, data, small(floor=False), progress=False, **options)["identity"]
+
+    base = identity()
+    assert identity() == base
+    assert len({base, identity(seed=1), identity(weights="raw"), identity(sampler=PaintSampler())}) == 4
+
+
+def test_wrong_labels_are_seen(tmp_path: Path, cache: Path) -> None:
+    data = make_data(tmp_path / "data")
+    record = evaluate(Painter(honest=False), data, small(floor=False), progress=False)
+    assert record["values"]["label_accuracy_40.proxy"] == 0.0
+    assert record["values"]["confident_09_40.proxy"] == 1.0
+
+
+def test_label_distributions(tmp_path: Path, cache: Path) -> None:
+    data, model = make_data(tmp_path / "data"), Painter()
+    record = evaluate(model, data, small(labels="train", n=200, floor=False), progress=False)
+    assert record["generated"]["labels"].startswith("train")
+    assert record["values"]["label_accuracy_200.proxy"] == 1.0
+    unconditional = Painter()
+    unconditional.conditions = ()
+    unconditional.sample = lambda seeds, condition, sampler: Samples("image", blobs(seeds))  # type: ignore[method-assign]
+    record = evaluate(unconditional, data, small(floor=False), progress=False)
+    assert record["values"]["label_accuracy_40.proxy"] is None
+    assert "not made for a label" in record["missing"]["label_accuracy_40.proxy"]
+    assert record["values"]["fid_40_test.proxy"] > 0
+
+
+def test_nothing_to_evaluate(tmp_path: Path, cache: Path) -> None:
+    record = evaluate(Painter(), make_data(tmp_path / "data"), Protocol(metrics=[]), progress=False)
+    assert record["values"] == {}
+    with pytest.raises(ConfigError, match="judges text, the model makes image"):
+        evaluate(Painter(), make_data(tmp_path / "data"), Protocol(metrics=["text_likelihood"]), progress=False)
+
+
+def test_failing_metric_does_not_end_evaluation(tmp_path: Path, cache: Path) -> None:
+    data = make_data(tmp_path / "data")
+    with pytest.warns(UserWarning, match="kid has no value"):
+        record = evaluate(Painter(), data, small(metrics=["kid", "label_accuracy"]), progress=False)
+    assert record["values"]["kid_40_test.proxy"] is None
+    assert "kid_subset_size" in record["missing"]["kid_40_test.proxy"]
+    assert record["values"]["label_accuracy_40.proxy"] == 1.0
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+# ---- the cache of references
+
+
+def test_reference_cache(tmp_path: Path, cache: Path) -> None:
+    data = make_data(tmp_path / "data")
+
+    def work(data: Npz = data, sha256: str = "0" * 64, **options: Any) -> int:
+        """Real images that an evaluation had to pass through the extractor."""
+        extractor = Corner(sha256)
+        n = {"n": 40, **options}["n"]
+        record = evaluate(Painter(), data, small(extractor=extractor, **options), progress=False)
+        values.append(record["values"]["fid_40_test.proxy"] if n == 40 and not options else None)
+        return extractor.seen - n
+
+    values: list[float | None] = []
+    assert work() == 120 + 40  # the reference and the floor
+    assert work() == 0
+    assert values[0] == values[1]
+    assert work(sha256="1" * 64) == 160  # other weights of the extractor
+    assert work(reference_n=60) == 60  # other part of the split; the floor is there
+    assert work(n=41) == 41  # other floor
+    assert work(resize=14) == 160  # other size
+    assert work() == 0
+    assert work(make_data(tmp_path / "other", offset=1)) == 40  # other train images: other floor, same reference
+    files = sorted((cache / "reference").glob("*test-120-corner*.safetensors"))
+    files[0].write_bytes(b"rubbish")
+    extractor = Corner()
+    real = RealImages(data, "test", None, extractor, None)
+    files.remove(real.path) if real.path in files else None
+    real.path.write_bytes(real.path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="unreadable cache"):
+        rows = real.features()
+    assert extractor.seen == 120
+    assert set(rows) == {"features", "logits", "labels"}
+    assert real.features().keys() == rows.keys()
+    assert extractor.seen == 120  # mended
+    assert not list((cache / "reference").glob(".*"))
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GENLAB_DATA", str(tmp_path / "file"))
+    real = RealImages(make_data(tmp_path / "data"), "test", None, Corner(), None)
+    with pytest.warns(UserWarning, match="not kept"):
+        assert len(real.features()["features"]) == 120
+
+
+def test_resize_and_subset() -> None:
+    flat = torch.full((2, 3, 16, 16), 77, dtype=torch.uint8)
+    assert torch.equal(resized(flat, 8), flat[:, :, :8, :8])
+    assert resized(flat, 16) is flat
+    ids = subset(1000, 100)
+    assert len(set(ids.tolist())) == 100
+    assert (np.diff(ids) > 0).all()
+    assert ids.max() > 900  # not the first ones
+    assert subset(10, None).tolist() == list(range(10))
+
+
+# ---- ranks
+
+
+def test_bounds() -> None:
+    for n, unit, ranks in ((21, 8, 2), (21, 8, 3), (5, 8, 3), (1000, 16, 7)):
+        borders = bounds(n, unit, ranks)
+        assert borders[0] == 0
+        assert borders[-1] == n
+        assert all(b % unit == 0 for b in borders[:-1])
+        sizes = np.diff(borders)
+        assert sizes.min() >= 0
+        assert sizes.max() - sizes.min() <= 2 * unit - 1
+
+
+def _rank(rank: int, ranks: int, folder: Path, queue: Any) -> None:
+    """One rank of test_ranks."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/sync{ranks}", rank=rank, world_size=ranks
+    )
+    ids = sharded(21, 8, 8, lambda a, b: {"id": torch.arange(a, b)})["id"].tolist()
+    protocol = small(n=21, metrics=["fid", "kid", "precision_recall", "inception_score", "label_accuracy"],
+                     kid_subset_size=10, kid_subsets=3, splits=2, extractor="mnist-cnn")  # fmt: skip
+    record = evaluate(Painter(), make_data(folder / f"data{rank}"), protocol, progress=False)
+    again = evaluate(Painter(), make_data(folder / f"data{rank}"), protocol, progress=False)  # now from the cache
+    assert again["values"] == record["values"]
+    queue.put((rank, ids, record["values"], record["floor"]["values"], record["machine"]["ranks"]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """21 items on 1, 2, 3 ranks: every index once, and equal values on every rank, without a cache to help."""
+    results = []
+    context = multiprocessing.get_context("fork")
+    for ranks in (1, 2, 3):
+        monkeypatch.setenv("GENLAB_DATA", str(tmp_path / f"cache{ranks}"))
+        queue = context.Queue()
+        processes = [context.Process(target=_rank, args=(r, ranks, tmp_path, queue)) for r in range(ranks)]
+        for process in processes:
+            process.start()
+        found = [queue.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == 0
+        for _, ids, values, floor, world in found:
+            assert ids == list(range(21))
+            assert world == ranks
+            results.append((values, floor))
+    values, floor = results[0]
+    assert values["fid_21_test.proxy"] > 0
+    for other_values, other_floor in results[1:]:
+        assert other_values == pytest.approx(values, rel=1e-6)
+        assert other_floor == pytest.approx(floor, rel=1e-6)
+
+
+# ---- text
+
+
+class Letters(nn.Module):
+    """Gives every token of a vocabulary of 4 the probabilities 1/2, 1/4, 1/8, 1/8."""
+
+    modality, conditions, chunk_size, samples_seen = "text", (), 4, 0
+    device = torch.device("cpu")
+
+    def log_likelihood(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        assert not self.training
+        labels = batch["labels"]
+        nats = -math.log(2) * torch.tensor([1.0, 2.0, 3.0, 3.0])[labels.clamp(min=0)]
+        counted = labels != -100
+        return (nats * counted).sum(1), counted.sum(1)
+
+
+class Book:
+    """A DataModule of text: 5 windows of 6 tokens, the last one cut short."""
+
+    class manifest:
+        name, splits, facts = "book", {"val": {}}, {}
+
+        @staticmethod
+        def identity(split: str | None = None) -> str:
+            return "f" * 64
+
+    def __init__(self) -> None:
+        self.labels = torch.arange(30).reshape(5, 6) % 4
+        self.labels[-1, 4:] = -100
+
+    def source(self, split: str) -> Any:
+        labels = self.labels
+
+        class Windows:
+            def __len__(self) -> int:
+                return 5
+
+            def batch(self, ids: Tensor, epochs: Tensor) -> dict[str, Tensor]:
+                return {"input_ids": torch.zeros_like(labels[ids]), "labels": labels[ids]}
+
+        return Windows()
+
+    def bytes_per_token(self, split: str) -> float:
+        return 1.5
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_text_likelihood(batch: int) -> None:
+    protocol = Protocol(metrics=["text_likelihood"], reference_split="val", batch=batch)
+    record = evaluate(Letters(), Book(), protocol, progress=False)
+    counts = torch.bincount(Book().labels[Book().labels >= 0], minlength=4).double()
+    bits = (counts * torch.tensor([1.0, 2, 3, 3])).sum().item() / 28
+    assert record["values"] == {
+        "nats_per_token_val": pytest.approx(bits * math.log(2), rel=1e-6),
+        "perplexity_val": pytest.approx(2**bits, rel=1e-6),
+        "bits_per_byte_val": pytest.approx(bits / 1.5, rel=1e-6),
+    }
+    read = record["reference"]
+    assert (read["windows"], read["tokens"], read["context"], read["stride"]) == (5, 28, 6, 6)
+
+
+def test_text_needs_the_capability() -> None:
+    class Mute(nn.Module):
+        modality, device = "text", torch.device("cpu")
+
+    with pytest.raises(ConfigError, match="cannot give the likelihood"):
+        evaluate(Mute(), Book(), Protocol(metrics=["text_likelihood"], reference_split="val"), progress=False)
+
+
+def test_describe() -> None:
+    described = describe({"a": PaintSampler(), "b": [1, None, F.relu]})
+    assert described["a"] == {"_target_": f"{__name__}.PaintSampler", **asdict(PaintSampler())}
+    assert described["b"][:2] == [1, None]
+    assert json.loads(json.dumps(described)) == described
+
+
+# ---- pictures
+
+
+def test_grid() -> None:
+    images = torch.stack([torch.full((1, 28, 28), 10 * i, dtype=torch.uint8) for i in range(5)])
+    picture = grid(images, nrow=3)
+    pixels = np.asarray(picture)
+    assert pixels.shape == (3 * (2 * 28 + 2), 3 * (3 * 28 + 4))
+    assert pixels[0, 0] == 0
+    assert pixels[0, 3 * 30] == 10  # second image of the first row
+    assert pixels[0, 3 * 28] == 255  # the gap
+    assert pixels[3 * 30, 3 * 30] == 40  # fifth: second row, second column
+    assert pixels[-1, -1] == 255  # no sixth image
+    assert grid(torch.zeros(2, 3, 128, 128, dtype=torch.uint8)).size == (258, 128)
+
+
+def test_png_metadata(tmp_path: Path) -> None:
+    meta = {"model": "ddpm", "run": "数字 run", "seed": 7, "label": 3, "sampler": {"steps": 20}}
+    image = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_png(tmp_path / "ü" / "one.png", image, meta)
+    assert read_meta(tmp_path / "ü" / "one.png") == meta
+    with Image.open(tmp_path / "ü" / "one.png") as picture:
+        assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
+    samples = Samples("image", image[None].expand(4, -1, -1, -1).contiguous(), labels=torch.arange(4),
+                      seeds=torch.arange(10, 14), meta={"guidance_scale": 2.0})  # fmt: skip
+    save_grid(tmp_path / "grid.png", samples, 2, {"run": "r"})
+    assert read_meta(tmp_path / "grid.png") == {
+        "guidance_scale": 2.0, "seeds": [10, 11, 12, 13], "labels": [0, 1, 2, 3], "run": "r",
+    }  # fmt: skip
+
+
+def test_curves(tmp_path: Path) -> None:
+    rows = [{"samples": 128 * i, "time": float(i), "train/loss": 1 / i, "train/lr": None} for i in range(1, 100)]
+    rows += [{"samples": 4000 * i, "time": 1.0, "val/loss": 1 / i, "val/fid_1k_test.proxy": 50 / i} for i in (1, 2, 3)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"samples": 12, "tra', encoding="utf-8")
+    assert curves(path, tmp_path / "curves.png") is True
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (920, 320)  # two panels: loss (train and val), fid
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    assert curves(tmp_path / "missing.jsonl", tmp_path / "none.png") is False
+    assert not (tmp_path / "none.png").exists()
