@@ -4,8 +4,8 @@
 python scripts/train_classifier.py mnist-cnn
 python scripts/train_classifier.py fashion-cnn
 
-On one free core a pass takes one to two minutes. The shipped weights came from these commands; a card (NAME.json) states
-accuracy, command, data, date and the sha256 of the weights.
+On one free core a pass takes one to two minutes. The shipped weights came from these commands; a card (NAME.json)
+states accuracy, command, data, date and the sha256 of the weights.
 """
 
 from __future__ import annotations
