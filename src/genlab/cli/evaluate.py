@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 from omegaconf import DictConfig
 
 from genlab.cli.build import set_threads
@@ -9,6 +13,20 @@ from genlab.cli.load import choose_sampler, load_run
 from genlab.cli.targets import instantiate
 from genlab.errors import ConfigError
 from genlab.evaluation import evaluate, write_record
+
+
+def lines_of(record: dict[str, Any]) -> list[str]:
+    """The values of a record for a person, each with its floor or the reason why it is missing."""
+    floor = (record.get("floor") or {}).get("values", {})
+    width = max(map(len, record["values"]), default=0)
+    lines = []
+    for key, value in record["values"].items():
+        shown = f"missing: {record['missing'][key]}" if value is None else f"{value:.6g}"
+        beside = (
+            f"   (real {record['floor']['samples']['split']}: {floor[key]:.6g})" if floor.get(key) is not None else ""
+        )
+        lines.append(f"{key:<{width}}  {shown}{beside}")
+    return lines
 
 
 def evaluate_run(config: DictConfig) -> float | None:
@@ -40,12 +58,12 @@ def evaluate_run(config: DictConfig) -> float | None:
         *([] if config.checkpoint == "last" else [config.checkpoint]),
         *([] if config.seed == loaded.config.seed else [f"seed{config.seed}"]),
     ]
-    name = protocol.name if not changed else f"{protocol.name}-{'-'.join(changed)}-{record['identity'][:8]}"
+    name = protocol.name
+    if changed:
+        how = json.dumps([record.get("generated", {}).get(k) for k in ("sampler", "seeds")], sort_keys=True)
+        name = "-".join([name, *changed, hashlib.sha256(how.encode()).hexdigest()[:8]])
     path = loaded.directory.path / "evaluation" / f"{name}.json"
     write_record(record, path)
-    width = max(len(key) for key in record["values"])
-    for key, value in record["values"].items():
-        shown = "missing" if value is None else f"{value:.6g}"
-        print(f"{key:<{width}}  {shown}")
+    print("\n".join(lines_of(record)))
     print(f"record: {path}")
     return next((v for v in record["values"].values() if v is not None), None)

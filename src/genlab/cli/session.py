@@ -26,6 +26,7 @@ from genlab.callbacks.progress import SampleProgress
 from genlab.callbacks.recorder import Recorder
 from genlab.callbacks.saver import Saver
 from genlab.cli.build import build_data, build_model, load_config, load_weights, read_checkpoint, set_threads
+from genlab.cli.evaluate import lines_of
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
 from genlab.errors import Preempted
@@ -165,6 +166,7 @@ def finish(
         samples = model.sample(torch.arange(config.callbacks.final.count))
         meta = {"run": run.path.name, "samples": str(model.samples_seen)}
         save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
+    lines: list[str] = []
     protocol = instantiate(config.evaluation)
     if protocol is not None:
         context = {"run": run.path.name, "model": config.name}
@@ -172,6 +174,7 @@ def finish(
         if trainer.is_global_zero:
             write_record(record, run.path / "evaluation" / f"{protocol.name}.json")
             recorder.write(trainer, model.samples_seen, rows_of(record))
+            lines = lines_of(record)
     ema.swap_out(model)
     if trainer.is_global_zero:
         curves(run.metrics, run.path / "curves.png")
@@ -187,7 +190,7 @@ def finish(
             finished_at=model.samples_seen,
             metrics_offset=recorder.file.offset(),
         )
-        _report(run, recorder, time.time() - began)
+        _report(run, recorder, lines, time.time() - began)
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, float]:
@@ -195,12 +198,13 @@ def rows_of(record: dict[str, Any]) -> dict[str, float]:
     return {f"test/{key}": value for key, value in record["values"].items() if value is not None}
 
 
-def _report(run: RunDirectory, recorder: Recorder, seconds: float) -> None:
-    shown = {k: v for k, v in recorder.latest.items() if not k.startswith("train/")}
-    width = max((len(k) for k in shown), default=0)
+def _report(run: RunDirectory, recorder: Recorder, lines: list[str], seconds: float) -> None:
     print(f"\nrun        {run.path}")
-    for name, value in shown.items():
-        print(f"  {name:<{width}}  {value:.5g}")
+    for name, value in recorder.latest.items():
+        if name.startswith("val/"):
+            print(f"           {name}  {value:.5g}")
+    for line in lines:
+        print(f"           {line}")
     pictures = sorted((run.path / "samples").glob("final.*"))
     for path in [*pictures, run.path / "curves.png"]:
         print(f"see        {path}")
