@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from genlab.callbacks.recorder import Recorder
+from genlab.errors import GenlabError
 from genlab.evaluation import evaluate, write_record
 from genlab.models.base import GenerativeModel
 from genlab.runs.directory import RunDirectory
@@ -37,7 +38,7 @@ class EvaluateWhileTraining(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         try:
             record = evaluate(pl_module, data, self.protocol, seed=0, progress=False)
-        except (ValueError, ArithmeticError, FileNotFoundError) as error:
+        except (GenlabError, ValueError, ArithmeticError, OSError) as error:
             warnings.warn(f"evaluation {self.protocol.name} failed, its value is missing: {error}")
             return
         values = {f"val/{key}": value for key, value in record["values"].items() if value is not None}

@@ -37,7 +37,7 @@ def build_model(config: DictConfig) -> GenerativeModel:
     """The model of a configuration, with its sampler; its initial weights are a function of `seed`."""
     seed_all(int(config.seed), 0, 0)
     model: GenerativeModel = instantiate(config.model, GenerativeModel)
-    model.sampler = instantiate(config.sampler)
+    model.sampler = instantiate(config.get("sampler"))
     return model
 
 

@@ -68,7 +68,7 @@ def labels_exist(plain: Plain) -> None:
     """A model that is conditioned on classes needs a data set that has them, and as many."""
     classes = _get(plain, "data.num_classes")
     for key, _, value in _find(_get(plain, "model"), {"num_classes", "num_class_embeds"}, "model"):
-        if not _is_int(value):
+        if not _is_int(value) or not value:  # 0: an unconditional model
             continue
         if "num_classes" in (plain.get("data") or {}) and not classes:
             raise Problem(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from omegaconf import DictConfig
@@ -33,10 +31,10 @@ def evaluate_run(config: DictConfig) -> float | None:
     """Evaluates one protocol, writes the record, prints its values; returns the first of them."""
     set_threads(config.threads)
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
-    protocol = instantiate(config.evaluation if config.evaluation is not None else loaded.config.evaluation)
+    protocol = instantiate(config.get("evaluation") or loaded.config.get("evaluation"))
     if protocol is None:
         raise ConfigError("evaluation: neither the command nor the run names a protocol; add evaluation=NAME.")
-    sampler = choose_sampler(loaded, config.sampler)
+    sampler = choose_sampler(loaded, config.get("sampler"))
     context = {
         "run": loaded.directory.path.name,
         "model": str(loaded.config.name),
@@ -58,10 +56,7 @@ def evaluate_run(config: DictConfig) -> float | None:
         *([] if config.checkpoint == "last" else [config.checkpoint]),
         *([] if config.seed == loaded.config.seed else [f"seed{config.seed}"]),
     ]
-    name = protocol.name
-    if changed:
-        how = json.dumps([record.get("generated", {}).get(k) for k in ("sampler", "seeds")], sort_keys=True)
-        name = "-".join([name, *changed, hashlib.sha256(how.encode()).hexdigest()[:8]])
+    name = "-".join([protocol.name, *changed, *([record["identity"][:8]] if changed else [])])
     path = loaded.directory.path / "evaluation" / f"{name}.json"
     write_record(record, path)
     print("\n".join(lines_of(record)))

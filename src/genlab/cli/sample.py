@@ -20,7 +20,7 @@ def sample(config: DictConfig) -> Path:
     if config.n < 1:
         raise ConfigError(f"n={config.n}: expected at least 1.")
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
-    sampler = choose_sampler(loaded, config.sampler)
+    sampler = choose_sampler(loaded, config.get("sampler"))
     condition: Any = OmegaConf.to_container(config.condition, resolve=True)
     samples = loaded.sample(config.n, config.seed, sampler, **condition)
     used = sampler or loaded.model.sampler

@@ -29,7 +29,7 @@ from genlab.cli.build import build_data, build_model, load_config, load_weights,
 from genlab.cli.evaluate import lines_of
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
-from genlab.errors import Preempted
+from genlab.errors import CheckpointError, ConfigError, Preempted
 from genlab.evaluation import evaluate, write_record
 from genlab.evaluation.pictures import curves
 from genlab.models.base import GenerativeModel, Plan
@@ -113,7 +113,7 @@ def make_trainer(
         Conductor(events),
         recorder,
         SampleGrid(run.path / "samples", **options.samples),
-        EvaluateWhileTraining(recorder, instantiate(config.evaluation), run, options.evaluate_every),
+        EvaluateWhileTraining(recorder, instantiate(config.get("evaluation")), run, options.evaluate_every),
         *(instantiate(node, Callback) for node in options.extra),
         ema,
         *([SampleProgress(recorder)] if settings["enable_progress_bar"] else []),
@@ -167,14 +167,18 @@ def finish(
         meta = {"run": run.path.name, "samples": str(model.samples_seen)}
         save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
     lines: list[str] = []
-    protocol = instantiate(config.evaluation)
+    protocol = instantiate(config.get("evaluation"))
     if protocol is not None:
         context = {"run": run.path.name, "model": config.name}
-        record = evaluate(model, data, protocol, seed=int(config.seed), context=context)
-        if trainer.is_global_zero:
-            write_record(record, run.path / "evaluation" / f"{protocol.name}.json")
-            recorder.write(trainer, model.samples_seen, rows_of(record))
-            lines = lines_of(record)
+        try:
+            record = evaluate(model, data, protocol, seed=int(config.seed), context=context)
+        except (ConfigError, CheckpointError) as error:  # weights that are not to be had must not fail a trained run
+            lines = [f"{protocol.name}: not evaluated: {error}"]
+        else:
+            if trainer.is_global_zero:
+                write_record(record, run.path / "evaluation" / f"{protocol.name}.json")
+                recorder.write(trainer, model.samples_seen, rows_of(record))
+                lines = lines_of(record)
     ema.swap_out(model)
     if trainer.is_global_zero:
         curves(run.metrics, run.path / "curves.png")

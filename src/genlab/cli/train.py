@@ -185,7 +185,7 @@ def wait(run: RunDirectory, workers: Sequence[subprocess.Popen[bytes]], grace_s:
             for worker in workers:
                 if worker.poll() is None:
                     worker.kill()
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def count_ranks(config: DictConfig) -> int:

@@ -60,6 +60,11 @@ def find(name: str) -> Entry:
     return entry
 
 
+def _interval() -> float:
+    """Seconds between two states of a progress bar: where the output is no terminal each is a line."""
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
 def present(name: str, root: str | os.PathLike[str] | None = None) -> bool:
     """True if every file lies in the cache with its right size (hashes are checked when it is used)."""
     entry = find(name)
@@ -239,7 +244,13 @@ def _receive(response: Any, part: Path, have: int, total: int | None, limit: int
     with (
         open(part, "ab" if have else "wb") as out,
         tqdm(
-            desc=part.name.split(".")[0], total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024
+            desc=part.name.split(".")[0],
+            total=total,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            mininterval=_interval(),
         ) as bar,
     ):
         while block := response.read(CHUNK):
@@ -301,13 +312,18 @@ def _client(commands: Sequence[Sequence[str]], work: Path, name: str) -> None:
         with (
             tempfile.TemporaryFile() as log,
             subprocess.Popen(command, cwd=work, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as child,
-            tqdm(desc=f"{name} ({Path(command[0]).name})", unit="B", unit_scale=True, unit_divisor=1024) as bar,
+            tqdm(
+                desc=f"{name} ({Path(command[0]).name})",
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                mininterval=_interval(),
+            ) as bar,
         ):
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(0.2)
                 bar.update(_bytes_in(work) - bar.n)
-                bar.refresh()
                 if child.returncode is not None:
                     break
             log.seek(0)

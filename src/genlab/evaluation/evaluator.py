@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -307,4 +308,6 @@ def _versions() -> dict[str, str]:
 
 
 def _bar(progress: bool, words: str, total: int) -> Any:
-    return tqdm(total=total, desc=words, unit="", leave=False, disable=not progress or world()[0] != 0)
+    pause = 0.2 if sys.stderr.isatty() else 20.0  # where the output is no terminal each state is a line
+    hidden = not progress or world()[0] != 0
+    return tqdm(total=total, desc=words, unit="", leave=False, mininterval=pause, maxinterval=60, disable=hidden)
