@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,7 +117,10 @@ class Recorder(pl.Callback):
         if trainer.is_global_zero:
             self.file.append(samples, row)
             for logger in trainer.loggers:
-                logger.log_metrics({"samples": samples, **row}, step=samples)
+                try:
+                    logger.log_metrics({"samples": samples, **row}, step=samples)
+                except Exception as error:  # whatever a view raises, it must not cost the run: the row is in the file
+                    warnings.warn(f"{type(logger).__name__} could not log: {error}", stacklevel=2)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -44,12 +44,10 @@ class RunWandbLogger(WandbLogger):
             experiment.define_metric("*", step_metric="samples")
         return experiment
 
-    def finalize(self, status: str) -> None:
-        super().finalize(status)
+    def close(self) -> None:
+        """Ends the W&B run. Not in `finalize`, which Lightning calls before the final evaluation."""
         if self._experiment is not None:
-            import wandb
-
-            wandb.finish(exit_code=0 if status == "success" else 1)
+            self._experiment.finish()
 
 
 def _logged_in() -> bool:

@@ -183,7 +183,8 @@ def finish(
     if trainer.is_global_zero:
         curves(run.metrics, run.path / "curves.png")
         for logger in trainer.loggers:
-            logger.finalize("success")
+            if callable(close := getattr(logger, "close", None)):
+                close()
         value = recorder.latest.get(config.callbacks.checkpoint.monitor or "")
         write_json(
             run.path / "result.json", {"value": value, "samples": model.samples_seen, "metrics": recorder.latest}
