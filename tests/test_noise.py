@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import numpy as np
@@ -11,6 +12,9 @@ from scipy import stats
 
 from genlab import noise
 from genlab.noise import Stream
+
+with contextlib.suppress(ImportError):  # now: Inductor imports it, which fails once the old distutils has been imported
+    import setuptools  # noqa: F401
 
 SEEDS = torch.tensor([0, 1, 2, -1, 2**31, 2**32, -(2**63), 2**63 - 1, 123456789012345])
 

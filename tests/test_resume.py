@@ -29,13 +29,14 @@ def test_killed_runs_end_in_the_uninterrupted_state(family: str, tmp_path: Path)
     rng, kills = random.Random(family), 0
     while kills < 10:
         process = start(broken, ELSEWHERE)
-        process.join(rng.uniform(0.2, 0.7) * duration)
+        process.join(rng.uniform(0.1, 0.45) * duration)
         if process.exitcode is not None:
             break
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         kills += 1
-    assert kills >= 3, "the run ended before it could be killed"
+    print(f"{kills} kills, the uninterrupted run took {duration:.1f} s")
+    assert kills >= 5, "the run ended before it could be killed"
     assert broken.status()["state"] in ("starting", "running") or process.exitcode == 0
     assert process.exitcode == 0 or work(broken) == 0, log(broken)
     assert_same_state(whole, broken)

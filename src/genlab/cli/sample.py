@@ -36,9 +36,9 @@ def sample(config: DictConfig) -> Path:
     grid = save_samples(out / "grid", samples, config.columns, meta | {"seed": f"{config.seed} + index"})
     if samples.modality == "image":
         for i, image in enumerate(samples.data):
-            own = {"seed": str(config.seed + i)}
+            own = {"seed": config.seed + i}
             if samples.labels is not None:
-                own["label"] = str(int(samples.labels[i]))
+                own["label"] = int(samples.labels[i])
             save_png(out / f"{config.seed + i:06d}.png", image, meta | own)
     else:
         print(grid.read_text(encoding="utf-8"))

@@ -52,7 +52,7 @@ def train(config: DictConfig) -> float | None:
     run, config = open_run(with_debug(config, HydraConfig.get().runtime.choices))
     with run.lock() as lock:
         OmegaConf.save(config, run.config)
-        write_json(run.path / "environment.json", environment(sys.argv))
+        write_json(run.path / "environment.json", environment(sys.orig_argv[1:]))
         (run.path / "result.json").unlink(missing_ok=True)
         code = launch(run, config, lock)
     if code:

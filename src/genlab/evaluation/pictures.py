@@ -63,9 +63,16 @@ def save_png(path: str | Path, image: Tensor, meta: Mapping[str, Any] | None = N
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What `save_grid` or `save_png` wrote along with a picture."""
+    """What `save_grid` or `save_png` wrote along with a picture: text as it is, anything else as JSON."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
     with Image.open(path) as picture:
-        return {key: json.loads(text) for key, text in picture.text.items()}  # type: ignore[attr-defined]
+        return {key: value(text) for key, text in picture.text.items()}  # type: ignore[attr-defined]
 
 
 def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
@@ -156,6 +163,6 @@ def _write(path: str | Path, picture: Image.Image, meta: Mapping[str, Any]) -> N
     """A PNG whose text chunks hold each value of `meta` as JSON."""
     info = PngInfo()
     for key, value in meta.items():
-        info.add_itxt(str(key), json.dumps(value, ensure_ascii=False, default=str))
+        info.add_itxt(str(key), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     with replacing(Path(path)) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
