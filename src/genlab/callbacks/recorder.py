@@ -104,7 +104,7 @@ class Recorder(pl.Callback):
         row = {f"val/{name}": float(total / sums[-1]) for name, total in zip(names, sums[:-1], strict=True)}
         self.write(trainer, pl_module.samples_seen, row)
         for name, value in row.items():  # for Lightning's callbacks that monitor a value
-            pl_module.log(name, value, logger=False, sync_dist=False, rank_zero_only=False)
+            pl_module.log(name, value, logger=False, sync_dist=trainer.world_size > 1, rank_zero_only=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._paused += time.perf_counter() - self._validation_began
