@@ -700,3 +700,25 @@ def test_curves(tmp_path: Path) -> None:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     assert curves(tmp_path / "missing.jsonl", tmp_path / "none.png") is False
     assert not (tmp_path / "none.png").exists()
+
+
+def test_variational_bound_of_a_diffusion_model(tmp_path: Path) -> None:
+    """The mean of the terms of single images, whatever the batch; refused where there is no such bound."""
+    from runs import small_run
+
+    from genlab.cli.build import build_data, build_model
+
+    values = []
+    for batch in (3, 20):
+        config = small_run("model=ddpm", tmp_path)
+        model, data = build_model(config), build_data(config)
+        data.setup()
+        protocol = Protocol(metrics=["variational_bound"], n=6, reference_split="test", batch=batch, terms=4)
+        record = evaluate(model, data, protocol, progress=False)
+        values.append(record["values"])
+    bits, *parts = (values[0][f"{name}_6_test.proxy"] for name in ("bits_per_dim", "L_T", "L_t", "L_0"))
+    assert bits == pytest.approx(sum(parts))
+    assert 0 < parts[0] < 0.01 < bits  # the prior's term is small, an untrained model's bound is not
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    with pytest.raises(ConfigError, match="no variational bound"):
+        evaluate(build_model(small_run("model=gan", tmp_path)), data, protocol, progress=False)

@@ -23,7 +23,7 @@ from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
 from genlab.evaluation.fidelity import Settings, measure
 from genlab.evaluation.files import replacing
-from genlab.evaluation.likelihood import LogLikelihood, text_likelihood
+from genlab.evaluation.likelihood import LogLikelihood, VariationalBound, text_likelihood, variational_bound
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
 from genlab.evaluation.sharding import from_first_rank, sharded, world
@@ -81,7 +81,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        if protocol.modality == "image":
+        if protocol.bound:
+            record |= _bound(model, data, protocol, device, progress)
+        elif protocol.modality == "image":
             record |= _images(model, data, protocol, sampler, seed, device, progress)
         elif protocol.modality == "text":
             record |= _text(model, data, protocol, device, progress)
@@ -216,6 +218,21 @@ def _floor(
         "missing": {protocol.key(name): reason for name, reason in missing.items()},
         "samples": {**judged.identity, "subset_seed": SUBSET_SEED},
         "same_n": len(judged.ids) == protocol.n,  # else the floor is lower or higher only for want of items
+    }
+
+
+def _bound(model: Any, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> dict[str, Any]:
+    """The part of the record that is about a variational bound."""
+    if not isinstance(model, VariationalBound):
+        raise ConfigError(f"evaluation={protocol.name}: {type(model).__name__} has no variational bound")
+    items = min(protocol.n or (1 << 62), len(data.source(protocol.reference_split)))
+    with _bar(progress, f"{protocol.name}: images", -(-items // world()[1])) as bar:
+        values, read = variational_bound(model, data, protocol, device, bar.update)
+    missing = {name: "not finite" for name, value in values.items() if not np.isfinite(value)}
+    return {
+        "values": {protocol.key(name): None if name in missing else value for name, value in values.items()},
+        "missing": {protocol.key(name): reason for name, reason in missing.items()},
+        "reference": read,
     }
 
 

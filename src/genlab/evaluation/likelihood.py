@@ -1,4 +1,4 @@
-"""Likelihood of text: perplexity a token and bits a byte, with the context and stride they were read with."""
+"""Likelihoods of given items: perplexity and bits a byte of text, the variational bound of images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,50 @@ class LogLikelihood(Protocol):
     def log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Sum of log p over the counted tokens of each row in nats, float [B]; number of these tokens, int64 [B]."""
         ...
+
+
+@runtime_checkable
+class VariationalBound(Protocol):
+    """A capability of a model: an upper bound of -log2 p(x_0) of given images."""
+
+    def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
+        """bits_per_dim and its parts, float64 [B] each, in bits a dimension."""
+        ...
+
+
+def variational_bound(
+    model: VariationalBound,
+    data: Any,
+    protocol: EvaluationProtocol,
+    device: torch.device,
+    done: Callable[[int], Any] = lambda count: None,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The bound of images of a split, by its terms: means over the images.
+
+    Returns:
+        bits_per_dim and its parts; and what was read, with the standard error of the mean.
+    """
+    split = protocol.reference_split
+    source = data.source(split)
+    ids = torch.from_numpy(subset(len(source), protocol.n))
+
+    def work(start: int, stop: int) -> dict[str, Tensor]:
+        part = ids[start:stop]
+        raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
+        batch = data.finish({key: value.to(device) for key, value in raw.items()}, "test")  # never augmented
+        return {key: value.cpu() for key, value in model.variational_bound(batch, terms=protocol.terms).items()}
+
+    with torch.no_grad():
+        rows = sharded(len(ids), 1, protocol.batch, work, done)
+    read = {
+        "data": data.manifest.name,
+        "split": split,
+        "sha256": data.manifest.identity(split),
+        "items": len(ids),
+        "of": len(source),
+        "standard_error": float(rows["bits_per_dim"].std() / math.sqrt(len(ids))) if len(ids) > 1 else None,
+    }
+    return {key: float(value.mean()) for key, value in rows.items()}, read
 
 
 def text_likelihood(

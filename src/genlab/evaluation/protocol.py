@@ -12,6 +12,9 @@ from genlab.evaluation.fidelity import METRICS, Settings
 TEXT_METRICS: dict[str, tuple[str, ...]] = {
     "text_likelihood": ("perplexity", "nats_per_token", "bits_per_byte"),
 }
+BOUND_METRICS: dict[str, tuple[str, ...]] = {  # of images that are given, not generated
+    "variational_bound": ("bits_per_dim", "L_T", "L_t", "L_0"),
+}
 
 FULL_COUNT = 10_000  # values from fewer generated samples are called proxies
 
@@ -27,8 +30,8 @@ class Protocol:
 
     Args:
         metrics: of images: fid, kid, precision_recall, inception_score, label_accuracy, confident_09; of text:
-            text_likelihood. Empty: nothing is evaluated.
-        n: how many samples are generated; for text, how many windows are read (null: all of the split).
+            text_likelihood; of images by their likelihood, alone: variational_bound. Empty: nothing is evaluated.
+        n: how many samples are generated; for likelihoods, how many items are read (null: all of the split).
         reference_split: of the data set, against which samples are compared; for text, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
         extractor: name of a feature extractor, or an Extractor; null takes the data set's own.
@@ -40,6 +43,7 @@ class Protocol:
         chunk: images that are kept in memory at a time, rounded up to whole chunks of the model.
         floor: also measure real data of another split against the reference, which says what the best value is.
         kid_subsets, kid_subset_size, neighbours, splits: see fidelity.Settings.
+        terms: of variational_bound: how many of the L_{t-1} are computed an item, at random times; null: all.
         name: null, or the name that the rule gives; anything else is refused.
 
     Raises:
@@ -62,19 +66,20 @@ class Protocol:
     kid_subset_size: Annotated[int, "ge 2"] = 1000
     neighbours: Annotated[int, "ge 1"] = 3
     splits: Annotated[int, "ge 1"] = 10
+    terms: Annotated[int, "ge 1"] | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
         self.metrics = list(self.metrics)  # Hydra gives a ListConfig
-        known = [*METRICS, *TEXT_METRICS]
+        known = [*METRICS, *TEXT_METRICS, *BOUND_METRICS]
         for metric in self.metrics:
             if metric not in known:
                 raise ConfigError(f"evaluation.metrics: no metric {metric!r} (there are: {', '.join(known)})")
         if self.modality == "mixed":
             raise ConfigError(
-                f"evaluation.metrics: {self.metrics} mixes metrics of images and of text: use two protocols"
+                f"evaluation.metrics: {self.metrics} mixes metrics of samples, likelihood and text: use a protocol each"
             )
-        if self.modality == "image" and self.n is None:
+        if self.modality == "image" and not self.bound and self.n is None:
             raise ConfigError("evaluation.n: say how many samples are generated")
         for key in ("n", "reference_n", "resize", "batch", "chunk", "kid_subsets", "neighbours", "splits"):
             value = getattr(self, key)
@@ -97,13 +102,21 @@ class Protocol:
 
     def _first(self) -> str:
         first = self.metrics[0]
-        return first if first in TEXT_METRICS else METRICS[first].outputs[0]
+        return first if first in (*TEXT_METRICS, *BOUND_METRICS) else METRICS[first].outputs[0]
 
     @property
     def modality(self) -> Literal["image", "text", "none", "mixed"]:
         """What the metrics read."""
-        image, text = (any(m in group for m in self.metrics) for group in (METRICS, TEXT_METRICS))
-        return "mixed" if image and text else "image" if image else "text" if text else "none"
+        groups = (METRICS, BOUND_METRICS, TEXT_METRICS)
+        samples, bound, text = (any(m in group for m in self.metrics) for group in groups)
+        if samples + bound + text > 1:
+            return "mixed"
+        return "image" if samples or bound else "text" if text else "none"
+
+    @property
+    def bound(self) -> bool:
+        """Whether given images are read instead of generated ones."""
+        return any(metric in BOUND_METRICS for metric in self.metrics)
 
     @property
     def settings(self) -> Settings:
