@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,6 +32,12 @@ FORMAT = 1  # of the record
 PACKAGES = ("genlab", "torch", "torch-fidelity", "numpy", "scipy", "diffusers", "transformers")
 # Data sets that have an extractor of their own; all others take Inception.
 EXTRACTOR_OF = {"mnist": "mnist-cnn", "fashion_mnist": "fashion-cnn"}
+
+# Metrics of given items: the capability that the model must have, and what computes them.
+LIKELIHOODS: dict[str, tuple[Any, Callable[..., tuple[dict[str, float], dict[str, Any]]]]] = {
+    "text_likelihood": (LogLikelihood, text_likelihood),
+    "variational_bound": (VariationalBound, variational_bound),
+}
 
 
 def evaluate(
@@ -81,12 +87,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        if protocol.bound:
-            record |= _bound(model, data, protocol, device, progress)
+        if protocol.metrics and protocol.metrics[0] in LIKELIHOODS:
+            record |= _likelihood(model, data, protocol, device, progress)
         elif protocol.modality == "image":
             record |= _images(model, data, protocol, sampler, seed, device, progress)
-        elif protocol.modality == "text":
-            record |= _text(model, data, protocol, device, progress)
     finally:
         model.train(was_training)
     record["model"] = {
@@ -221,28 +225,17 @@ def _floor(
     }
 
 
-def _bound(model: Any, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> dict[str, Any]:
-    """The part of the record that is about a variational bound."""
-    if not isinstance(model, VariationalBound):
-        raise ConfigError(f"evaluation={protocol.name}: {type(model).__name__} has no variational bound")
+def _likelihood(model: Any, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> dict[str, Any]:
+    """The part of the record that is about how likely given items are."""
+    metric = protocol.metrics[0]
+    capability, measured = LIKELIHOODS[metric]
+    if not isinstance(model, capability):
+        raise ConfigError(
+            f"evaluation={protocol.name}: {type(model).__name__} cannot give a {metric.replace('_', ' ')}"
+        )
     items = min(protocol.n or (1 << 62), len(data.source(protocol.reference_split)))
-    with _bar(progress, f"{protocol.name}: images", -(-items // world()[1])) as bar:
-        values, read = variational_bound(model, data, protocol, device, bar.update)
-    missing = {name: "not finite" for name, value in values.items() if not np.isfinite(value)}
-    return {
-        "values": {protocol.key(name): None if name in missing else value for name, value in values.items()},
-        "missing": {protocol.key(name): reason for name, reason in missing.items()},
-        "reference": read,
-    }
-
-
-def _text(model: Any, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> dict[str, Any]:
-    """The part of the record that is about text."""
-    if not isinstance(model, LogLikelihood):
-        raise ConfigError(f"evaluation={protocol.name}: {type(model).__name__} cannot give the likelihood of a text")
-    windows = min(protocol.n or (1 << 62), len(data.source(protocol.reference_split)))
-    with _bar(progress, f"{protocol.name}: windows", -(-windows // world()[1])) as bar:
-        values, read = text_likelihood(model, data, protocol, device, bar.update)
+    with _bar(progress, f"{protocol.name}: items", -(-items // world()[1])) as bar:
+        values, read = measured(model, data, protocol, device, bar.update)
     missing = {name: "not finite" for name, value in values.items() if not np.isfinite(value)}
     return {
         "values": {protocol.key(name): None if name in missing else value for name, value in values.items()},
