@@ -37,7 +37,6 @@ def test_killed_runs_end_in_the_uninterrupted_state(family: str, tmp_path: Path)
         kills += 1
     print(f"{kills} kills, the uninterrupted run took {duration:.1f} s")
     assert kills >= 5, "the run ended before it could be killed"
-    assert broken.status()["state"] in ("starting", "running") or process.exitcode == 0
     assert process.exitcode == 0 or work(broken) == 0, log(broken)
     assert_same_state(whole, broken)
     samples = [row["samples"] for row in rows(broken) if "train/lr" in row]

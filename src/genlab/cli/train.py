@@ -35,8 +35,8 @@ from genlab.runs.directory import (
 from genlab.runs.environment import environment
 
 # What may be changed when a run goes on: how long, where, and what is watched. Anything else is another run.
-CHANGEABLE = ("schedule.", "trainer.", "callbacks.", "logger", "evaluation", "compile", "threads", "resume", "runs_dir",
-              "data.num_workers", "data.resident_max")  # fmt: skip
+CHANGEABLE = ("schedule.", "trainer.", "callbacks.", "logger.", "evaluation.", "data.num_workers", "data.resident_max",
+              "compile", "threads")  # fmt: skip
 
 
 def train(config: DictConfig) -> float | None:
@@ -108,7 +108,7 @@ def continue_run(run: RunDirectory) -> tuple[RunDirectory, DictConfig]:
         key, _, value = override.lstrip("+~").partition("=")
         if key in ("resume", "runs_dir"):
             continue
-        if not any(key == allowed or key.startswith(allowed) for allowed in CHANGEABLE) or "." not in key:
+        if not key.startswith(CHANGEABLE):
             raise ConfigError(
                 f"{key} cannot change when a run goes on ({run.path.name}). Start a new run, with init_from=RUN "
                 "for its weights; keys of schedule, trainer and callbacks can change."
