@@ -347,10 +347,10 @@ def test_loss_is_ddpms_by_hand() -> None:
     """L_simple, eq. 14: || eps - eps_theta(sqrt(a_bar_t) x_0 + sqrt(1 - a_bar_t) eps, t) ||^2, mean over dimensions."""
     x_0 = torch.rand(5, 1, 2, 2) * 2 - 1
     trained = DiffusionModel(Line(), VP(1000, "linear"), [1, 2, 2], "eps").train()
-    torch.manual_seed(3)
-    loss = trained.losses({"image": x_0})["loss"]
-    torch.manual_seed(3)
-    t, eps = (torch.rand(5) * 1000).long(), torch.randn(5, 1, 2, 2)  # 0-based, as the network is told
+    loss = trained.losses({"image": x_0, "position": torch.arange(5)})["loss"]
+    keys = noise.fold_in(torch.arange(5), 0)  # without a plan the seed is 0
+    t = (noise.uniform(keys, Stream.TIME, ()) * 1000).long()  # 0-based, as the network is told
+    eps = noise.normal(keys, Stream.LOSS, (1, 2, 2))
     a_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[t].float().view(5, 1, 1, 1)
     x_t = a_bar.sqrt() * x_0 + (1 - a_bar).sqrt() * eps
     wanted = ((eps - (0.3 * x_t + 0.01 * t.view(5, 1, 1, 1))) ** 2).mean()
@@ -364,10 +364,10 @@ def test_loss_is_flow_matchings_by_hand() -> None:
     x_0 = torch.rand(5, 1, 2, 2) * 2 - 1
     trained = DiffusionModel(Line(), Flow("logit_normal"), [1, 2, 2], "velocity", num_classes=3, label_drop=0.5).train()
     label = torch.tensor([0, 1, 2, 0, 1])
-    torch.manual_seed(3)
-    loss = trained.losses({"image": x_0, "label": label})["loss"]
-    torch.manual_seed(3)
-    t, eps, kept = torch.sigmoid(torch.special.ndtri(torch.rand(5))), torch.randn(5, 1, 2, 2), torch.rand(5) >= 0.5
+    loss = trained.losses({"image": x_0, "label": label, "position": torch.arange(5)})["loss"]
+    keys = noise.fold_in(torch.arange(5), 0)
+    t = torch.sigmoid(torch.special.ndtri(noise.uniform(keys, Stream.TIME, ())))
+    eps, kept = noise.normal(keys, Stream.LOSS, (1, 2, 2)), noise.uniform(keys, Stream.LABEL, ()) >= 0.5
     told = torch.where(kept, label, 3)
     assert 0 < kept.sum() < 5
     r = t.view(5, 1, 1, 1)

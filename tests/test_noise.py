@@ -127,7 +127,7 @@ def test_neighbours_are_uncorrelated() -> None:
         "far seed": noise.normal(seeds + 2**32, (Stream.STEP, 0), n),
         "negative": noise.normal(-seeds - 1, (Stream.STEP, 0), n),
         "next step": noise.normal(seeds, (Stream.STEP, 1), n),
-        "other stream": noise.normal(seeds, (Stream.VALIDATION, 0), n),
+        "other stream": noise.normal(seeds, (Stream.LOSS, 0), n),
         "swapped stream": noise.normal(seeds, (0, Stream.STEP), n),
         "folded": noise.normal(noise.fold_in(seeds, 0), (Stream.STEP, 0), n),
         "next value": z.roll(1, 1),

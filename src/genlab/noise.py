@@ -27,14 +27,15 @@ class Stream(IntEnum):
 
     INITIAL = 0  # x_T, z: what a sample starts from
     STEP = 1  # (STEP, k): noise of the k-th sampler step, or the k-th token
-    TIME = 2  # (TIME, k): diffusion times
-    VALIDATION = 3  # (VALIDATION, k): noise of validation losses and bounds
+    TIME = 2  # (TIME, k): diffusion times of training and bounds
+    LOSS = 3  # (LOSS, k): noise of losses and bounds
     AUGMENT = 4  # (AUGMENT, epoch)
     WINDOW = 5  # (WINDOW, epoch): where a text window starts
     LABEL = 6  # labels drawn for sampling; label drop
     FOLD = 7  # fold_in
     POSTERIOR = 8  # (POSTERIOR, k): k-th draw of a latent given x
     PROMPT = 9  # choice of prompts
+    PENALTY = 10  # points at which a critic's gradient is penalised
 
 
 def fold_in(seeds: Tensor, value: int) -> Tensor:

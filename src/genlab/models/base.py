@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from genlab import noise
 from genlab.models.schedule import Schedule
 from genlab.samples import Modality, Samples, to_uint8
 
@@ -72,9 +73,9 @@ class GenerativeModel(pl.LightningModule, ABC):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalar losses, each a mean over the batch, as a dictionary with key "loss", the one that is minimised.
 
-        In training noise comes from torch's global generator, which is reseeded at every batch; in validation
-        (`self.training` is False) it must be a function of batch["id"] (genlab.noise), so that the value does not
-        depend on the number of devices.
+        Noise must be a function of `self.keys(batch)` (genlab.noise), so that losses and gradients do not depend on how
+        many devices or micro-batches share a batch. Only what libraries draw inside a network (dropout) comes from
+        torch's global generator, which is reseeded at every batch from (seed, position, rank).
         """
 
     @abstractmethod
@@ -86,6 +87,16 @@ class GenerativeModel(pl.LightningModule, ABC):
             condition: tensors of B rows by the names in `conditions`, or None.
             sampler: an object from conf/sampler.
         """
+
+    def keys(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the noise of a batch is keyed by, int64 [B].
+
+        In training a hash of the run's seed and the item's position in the run, so that an item gets fresh noise each
+        time it comes; in validation the item's id, the same at every validation.
+        """
+        if not self.training:
+            return batch["id"]
+        return noise.fold_in(batch["position"], self.plan.seed if self.plan else 0)
 
     def sampled_parts(self) -> tuple[str, ...]:
         """Prefixes of the state that `generate` needs, which EMA tracks. Default: all."""

@@ -75,19 +75,18 @@ class DiffusionModel(GenerativeModel):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weighted squared error of the prediction at random times: algorithm 1 of DDPM, eq. 2 of 2403.03206.
 
-        In training a time, noise and the dropping of the label come from torch's generator. In validation they are a
-        function of batch["id"]: noise by its key, times at multiples of the golden ratio modulo 1, so that any run of
-        ids covers them evenly; no label is dropped.
+        Time, noise and the dropping of the label are functions of `self.keys(batch)`. In validation times lie at
+        multiples of the golden ratio modulo 1, so that any run of ids covers them evenly, and no label is dropped.
         """
-        x_0, label = batch["image"], batch["label"] if self.conditions else None
+        x_0, label, keys = batch["image"], batch["label"] if self.conditions else None, self.keys(batch)
         if self.training:
-            u, eps = torch.rand(len(x_0), device=x_0.device), torch.randn_like(x_0)
+            u = noise.uniform(keys, Stream.TIME, ())
             if label is not None:
-                dropped = torch.rand(len(x_0), device=x_0.device) < self.label_drop
+                dropped = noise.uniform(keys, Stream.LABEL, ()) < self.label_drop
                 label = torch.where(dropped, self.num_classes, label)
         else:
-            u = (batch["id"].to(torch.float64) * ((math.sqrt(5) - 1) / 2)).frac().float()
-            eps = noise.normal(batch["id"], Stream.VALIDATION, self.shape)
+            u = (keys.to(torch.float64) * ((math.sqrt(5) - 1) / 2)).frac().float()
+        eps = noise.normal(keys, Stream.LOSS, self.shape)
         t = self.process.quantile(u)
         alpha, sigma = self.process.coefficients(t, x_0)
         output = self(alpha * x_0 + sigma * eps, t, label)
@@ -152,7 +151,7 @@ class DiffusionModel(GenerativeModel):
         label = batch["label"] if self.conditions else None
 
         def predicted_x_0(t: Tensor) -> Tensor:
-            eps = noise.normal(ids, (Stream.VALIDATION, t), self.shape)
+            eps = noise.normal(ids, (Stream.LOSS, t), self.shape)
             alpha, sigma = process.coefficients(t, x_0)
             x_t = alpha * x_0 + sigma * eps
             output = self(x_t, t, label).float()

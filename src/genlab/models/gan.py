@@ -36,7 +36,7 @@ class GAN(AdversarialModel):
         generator: (z [B, latent_dim], labels [B] or None) -> images [B, C, H, W]; has `latent_dim`.
         critic: (images, labels or None) -> logits [B].
         objective: has critic(real_logits, fake_logits) and generator(fake_logits): genlab.objectives.adversarial.
-        penalty: (critic, real, fake) -> scalar, from genlab.objectives.penalties, or None.
+        penalty: (critic, real, fake, keys of the noise) -> scalar, from genlab.objectives.penalties, or None.
         penalty_every: critic's updates between penalties; the weight grows by the same factor (lazy regularisation,
             arXiv 1912.04958, section 3.1).
         n_critic: the generator moves at every n-th update.
@@ -76,10 +76,8 @@ class GAN(AdversarialModel):
     def losses(self, batch: Mapping[str, Tensor], player: str | None = None) -> dict[str, Tensor]:
         real = batch["image"]
         labels = batch["label"] if self.conditions else None
-        if self.training:
-            z = torch.randn(len(real), self.latent_dim, device=real.device)
-        else:
-            z = noise.normal(batch["id"], noise.Stream.VALIDATION, (self.latent_dim,))
+        keys = self.keys(batch)
+        z = noise.normal(keys, (noise.Stream.LOSS, int(player == "generator")), (self.latent_dim,))
         if player == "generator":
             return {"loss": self.objective.generator(self.critic(self.generator(z, labels), labels))}
         with torch.no_grad():
@@ -90,7 +88,7 @@ class GAN(AdversarialModel):
         if player == "critic" and self.penalty is not None:
             update = self.samples_seen // self._plan.batch_size
             if update % self.penalty_every == 0:
-                penalty = self.penalty(lambda x: self.critic(x, labels), real, fake)
+                penalty = self.penalty(lambda x: self.critic(x, labels), real, fake, keys)
                 report |= {"loss": loss + self.penalty_every * penalty, "penalty": penalty}
         return report
 

@@ -1,4 +1,7 @@
-"""Gradient penalties of critics, in float32 under any autocast: they are second-order and underflow else."""
+"""Gradient penalties of critics, in float32 under any autocast: they are second-order and underflow else.
+
+Called with the critic, real and fake items [B, ...], and int64 keys [B] of whatever is random in them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genlab import noise
 from genlab.objectives.adversarial import gradient
 
 Critic = Callable[[Tensor], Tensor]
@@ -22,7 +26,7 @@ class R1:
     def __init__(self, gamma: float = 1.0) -> None:
         self.gamma = gamma
 
-    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, keys: Tensor) -> Tensor:
         with torch.autocast(real.device.type, enabled=False):
             x = real.detach().float().requires_grad_(True)
             return self.gamma / 2 * gradient(critic(x), x).flatten(1).square().sum(1).mean()
@@ -38,9 +42,9 @@ class WGANGP:
     def __init__(self, weight: float = 10.0) -> None:
         self.weight = weight
 
-    def __call__(self, critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
+    def __call__(self, critic: Critic, real: Tensor, fake: Tensor, keys: Tensor) -> Tensor:
         with torch.autocast(real.device.type, enabled=False):
-            share = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device)
+            share = noise.uniform(keys, noise.Stream.PENALTY, [1] * (real.ndim - 1))
             x = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_(True)
             norm = gradient(critic(x), x).flatten(1).norm(dim=1)
             return self.weight * (norm - 1).square().mean()
