@@ -10,9 +10,9 @@ from genlab.cli.hydra_main import hydra_main
 @hydra_main("evaluate", Path(__file__).parent / "conf", free=("sampler",))
 def main(config: DictConfig) -> float | None:
     """One protocol, one record: RUN/evaluation/PROTOCOL.json."""
-    from genlab.cli.evaluate import evaluate_run
+    from genlab.cli.distributed import parallel
 
-    return evaluate_run(config)
+    return parallel("evaluate", config)
 
 
 if __name__ == "__main__":

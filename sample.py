@@ -10,9 +10,9 @@ from genlab.cli.hydra_main import hydra_main
 @hydra_main("sample", Path(__file__).parent / "conf", free=("sampler", "condition"))
 def main(config: DictConfig) -> None:
     """Writes a grid and single files, by the run's own configuration and averaged weights."""
-    from genlab.cli.sample import sample
+    from genlab.cli.distributed import parallel
 
-    sample(config)
+    parallel("sample", config)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
+from genlab.cli.ranks import free_port, worker_environment
 from genlab.cli.train import open_run, with_debug
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
@@ -104,7 +105,8 @@ def new_run(config: DictConfig) -> RunDirectory:
     return run
 
 
-def _work(path: str, log: str, temporary: str | None) -> None:
+def _work(path: str, log: str, temporary: str | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -113,24 +115,59 @@ def _work(path: str, log: str, temporary: str | None) -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = temporary
     from genlab.cli.worker import main
 
-    code = main(path)
+    code = main("train", path)
     sys.stdout.flush()
     os._exit(code)
 
 
-def start(run: RunDirectory, temporary: str | None = None) -> BaseProcess:
+def start(
+    run: RunDirectory, temporary: str | None = None, rank: int = 0, ranks: int = 1, port: int = 0, allow: str = ""
+) -> BaseProcess:
     """A worker on the run, in a process of its own; its output goes to RUN/log."""
-    process = _server.Process(target=_work, args=(str(run.path), str(run.path / "log"), temporary))
+    keys = ("GENLAB_WORKER", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    all_environment = worker_environment(rank, ranks, port)
+    environment = {key: all_environment[key] for key in keys if key in all_environment} | {"GENLAB_ALLOW": allow}
+    process = _server.Process(target=_work, args=(str(run.path), str(run.path / "log"), temporary, environment))
     process.start()
     return process
 
 
-def work(run: RunDirectory, timeout: float = 240) -> int:
-    """A worker on the run until it ends: its exit code."""
-    process = start(run)
-    process.join(timeout)
-    assert process.exitcode is not None, f"still running after {timeout} s"
-    return process.exitcode
+def start_ranks(run: RunDirectory, ranks: int, allow: str = "") -> list[BaseProcess]:
+    """`ranks` workers on the run, as one job."""
+    port = free_port() if ranks > 1 else 0
+    (run.path / "ranks").mkdir(exist_ok=True)
+    return [start(run, rank=rank, ranks=ranks, port=port, allow=allow) for rank in range(ranks)]
+
+
+def work(run: RunDirectory, timeout: float = 240, ranks: int = 1, allow: str = "") -> int:
+    """Workers on the run until they end: the largest exit code."""
+    processes = start_ranks(run, ranks, allow)
+    for process in processes:
+        process.join(timeout)
+        assert process.exitcode is not None, f"still running after {timeout} s"
+    return max(process.exitcode or 0 for process in processes)
+
+
+def together(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
+    """`function(*args)` in a gloo group of `ranks` processes with one thread each: what each rank returns."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [_server.Process(target=_member, args=(folder, r, ranks, function, args)) for r in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+            assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def _member(folder: str, rank: int, ranks: int, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    torch.set_num_threads(1)
+    if ranks > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/sync", rank=rank, world_size=ranks)
+    torch.save(function(*args), f"{folder}/{rank}.pt")
+    if ranks > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def log(run: RunDirectory) -> str:

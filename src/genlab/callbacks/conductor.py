@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from genlab.callbacks.events import Events
+from genlab.models.adversarial import average
 from genlab.models.base import GenerativeModel
 from genlab.models.schedule import crossed
+from genlab.runs.pulse import Pulse
 
 
 class Conductor(pl.Callback):
@@ -22,12 +26,20 @@ class Conductor(pl.Callback):
     optimizer step ends, so no gradient is pending in a checkpoint.
     """
 
-    def __init__(self, events: Events) -> None:
-        self.events = events
+    def __init__(self, events: Events, pulse: Pulse | None = None) -> None:
+        self.events, self.pulse = events, pulse
+        self._statistics: list[Tensor] = []  # of batch norm
+
+    def _mark(self, where: str, model: pl.LightningModule) -> None:
+        if self.pulse is not None:
+            self.pulse.mark(f"{where} at {model.samples_seen} samples")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModel)
         trainer.val_check_batch = sys.maxsize
+        if trainer.world_size > 1:
+            norms = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+            self._statistics = [b for m in norms for b in m.buffers() if b.is_floating_point()]
         for optimizer in pl_module.all_optimizers():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # restored from the checkpoint of a resumed run
@@ -36,6 +48,7 @@ class Conductor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, GenerativeModel)
+        self._mark("had a batch to train on", pl_module)
         plan = pl_module._plan
         # Reseeding at every batch makes a resumed run draw what an uninterrupted one would: nothing is to be restored.
         seed_all(plan.seed, pl_module.samples_seen, trainer.global_rank)
@@ -44,10 +57,16 @@ class Conductor(pl.Callback):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self._mark("was to send gradients", pl_module)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, GenerativeModel)
+        if self._statistics:
+            average(self._statistics)
+        self._mark("had trained on a batch", pl_module)
         plan, events = pl_module._plan, self.events
         pl_module.samples_seen += plan.batch_size // plan.accumulation
         after = pl_module.samples_seen
@@ -60,6 +79,12 @@ class Conductor(pl.Callback):
         events.save = step_done and (events.last or crossed(plan.schedule.save_every, before, after))
         # Lightning validates where its batch count is a multiple of this: now, or never.
         trainer.val_check_batch = 1 if events.evaluate else sys.maxsize
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._mark("was validating", pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark("had validated", pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

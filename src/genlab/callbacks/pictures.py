@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from genlab.evaluation import generate
 from genlab.evaluation.pictures import save_grid
 from genlab.models.base import GenerativeModel
 from genlab.samples import Samples
@@ -28,9 +29,11 @@ class SampleGrid(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModel)
-        if not self.count or not trainer.is_global_zero:
+        if not self.count:
             return
-        samples = pl_module.sample(torch.arange(self.count), sampler=self.sampler)
+        samples = generate(pl_module, torch.arange(self.count), sampler=self.sampler)
+        if not trainer.is_global_zero:
+            return
         path = save_samples(self.folder / f"{pl_module.samples_seen:09d}", samples, self.columns)
         for logger in trainer.loggers:
             if samples.modality == "image" and hasattr(logger, "log_image"):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from genlab.cli.build import set_threads
-from genlab.cli.load import choose_sampler, load_run
+from genlab.cli.build import build_data, choose_device, set_threads
+from genlab.cli.load import LoadedRun, choose_sampler, load_run
+from genlab.cli.ranks import place
 from genlab.cli.targets import instantiate
+from genlab.data.module import SPLITS
 from genlab.errors import ConfigError
-from genlab.evaluation import evaluate, write_record
+from genlab.evaluation import Protocol, evaluate, evaluate_samples, write_record
+from genlab.evaluation.judged import Folder, Judged, images_from, texts_from
+from genlab.runs.directory import find_run
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
@@ -28,37 +34,130 @@ def lines_of(record: dict[str, Any]) -> list[str]:
 
 
 def evaluate_run(config: DictConfig) -> float | None:
-    """Evaluates one protocol, writes the record, prints its values; returns the first of them."""
-    set_threads(config.threads)
-    loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
-    protocol = instantiate(config.get("evaluation") or loaded.config.get("evaluation"))
-    if protocol is None:
-        raise ConfigError("evaluation: neither the command nor the run names a protocol; add evaluation=NAME.")
+    """Evaluates a run, or what another program made, by one protocol; writes the records and prints their values.
+
+    Returns:
+        The first value.
+    """
+    here = place()
+    set_threads(config.threads, here.local_world)
+    if config.samples is not None:
+        record = _samples(config)
+        named = Path(config.samples).name
+        path = Path(config.out or f"{named}-{record['name']}.json")
+        return _show([(record, path)], here.rank)
+    made: list[tuple[dict[str, Any], Path]] = []
+    for checkpoint in _checkpoints(config):
+        for weights in ("ema", "raw") if config.weights == "both" else (config.weights,):
+            loaded = load_run(config.run, weights, checkpoint, config.device, config.runs_dir)
+            made.append(_run(config, loaded, checkpoint, here.rank))
+    return _show(made, here.rank)
+
+
+def _checkpoints(config: DictConfig) -> list[str]:
+    """Names of the checkpoints asked for; of "all", one name for each that differs."""
+    if config.checkpoint != "all":
+        return [config.checkpoint]
+    folder = find_run(config.run, Path(config.runs_dir)).checkpoints
+    found = {(folder / f"{n}.ckpt").stat().st_ino: n for n in ("best", "previous", "last") if _is(folder, n)}
+    if not found:
+        raise ConfigError(f"{folder} holds no checkpoint yet.")
+    return list(found.values())
+
+
+def _is(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.ckpt").is_file()
+
+
+def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> tuple[dict[str, Any], Path]:
+    """The record of one checkpoint, and where it belongs."""
+    protocol = _protocol(config, loaded.config.get("evaluation"))
     sampler = choose_sampler(loaded, config.get("sampler"))
-    context = {
-        "run": loaded.directory.path.name,
-        "model": str(loaded.config.name),
-        "checkpoint": loaded.checkpoint.name,
-    }
-    record = evaluate(
-        loaded.model,
-        loaded.data(),
-        protocol,
-        sampler=sampler,
-        weights=config.weights,
-        seed=config.seed,
-        context=context,
-    )
+    data: Any = loaded.data()
+    if config.reference is not None:
+        data, protocol = _reference(config.reference, protocol)
     # Another sampler, checkpoint or seed is another number: it must not replace the run's own record.
     changed = [
         *([] if sampler is None else ["sampler"]),
-        *([] if config.weights == "ema" else [config.weights]),
-        *([] if config.checkpoint == "last" else [config.checkpoint]),
+        *([] if loaded.weights == "ema" else [loaded.weights]),
+        *([] if checkpoint == "last" else [checkpoint]),
         *([] if config.seed == loaded.config.seed else [f"seed{config.seed}"]),
+        *([] if config.reference is None else [Path(config.reference).name]),
     ]
-    name = "-".join([protocol.name, *changed, *([record["identity"][:8]] if changed else [])])
-    path = loaded.directory.path / "evaluation" / f"{name}.json"
-    write_record(record, path)
-    print("\n".join(lines_of(record)))
-    print(f"record: {path}")
-    return next((v for v in record["values"].values() if v is not None), None)
+    folder = loaded.directory.path / "evaluation"
+    record = evaluate(
+        loaded.model,
+        data,
+        protocol,
+        sampler=sampler,
+        weights=loaded.weights,
+        seed=config.seed,
+        context={
+            "run": loaded.directory.path.name,
+            "model": str(loaded.config.name),
+            "checkpoint": loaded.checkpoint.name,
+        },
+        picture=folder / f"{'-'.join(['closest', *changed])}.png",
+        max_minutes=config.max_minutes,
+        say=print,
+    )
+    name = "-".join([record["name"], *changed, *([record["identity"][:8]] if changed else [])])
+    return record, folder / f"{name}.json"
+
+
+def _samples(config: DictConfig) -> dict[str, Any]:
+    """The record of samples in files, or of a split of the data in their place."""
+    protocol, source = _protocol(config, None), Path(config.samples)
+    context = {"samples": str(config.samples)}
+    device = choose_device(config.device)
+    if protocol.modality == "text":
+        read = texts_from(source, protocol.n)
+        protocol = replace(protocol, n=read.n, reference_split="given", prompt=0, name=None)
+        return evaluate_samples(lambda _: read, None, protocol, device=device, context=context)
+    data: Any = None
+    if config.data is not None:
+        data = build_data(config)
+        data.prepare_data()
+        data.setup("test")
+    if config.samples in SPLITS:
+        if data is None:
+            raise ConfigError(f"samples={config.samples} is a split of a data set: say which with data=NAME.")
+        judged, split = data, config.samples
+    else:
+        judged, split = Folder(source), "folder"
+    if config.reference is not None:
+        data, protocol = _reference(config.reference, protocol)
+    if data is None:
+        raise ConfigError("samples are compared with something: say data=NAME, or reference=FOLDER.")
+
+    def items(wanted: Protocol) -> Judged:
+        return images_from(judged, split, wanted)
+
+    return evaluate_samples(
+        items, data, protocol, device=device, context=context, picture=Path(f"{source.name}-closest.png"),
+        max_minutes=config.max_minutes, say=print,
+    )  # fmt: skip
+
+
+def _protocol(config: DictConfig, own: Any) -> Protocol:
+    protocol = instantiate(config.get("evaluation") or own)
+    if protocol is None:
+        raise ConfigError("evaluation: neither the command nor the run names a protocol; add evaluation=NAME.")
+    return protocol
+
+
+def _reference(path: str, protocol: Protocol) -> tuple[Folder, Protocol]:
+    """A folder in the place of the data set, and the protocol under the name that says so."""
+    return Folder(Path(path)), replace(protocol, reference_split="folder", floor=False, name=None)
+
+
+def _show(made: list[tuple[dict[str, Any], Path]], rank: int) -> float | None:
+    if rank == 0:
+        for record, path in made:
+            write_record(record, path)
+            if len(made) > 1:
+                print(f"\n{record['context']['checkpoint']}, {record['model']['weights']} weights, "
+                      f"{record['model']['samples_seen']:,} samples")  # fmt: skip
+            print("\n".join(lines_of(record)))
+            print(f"record: {path}")
+    return next((v for record, _ in made for v in record["values"].values() if v is not None), None)

@@ -67,6 +67,7 @@ class Train(Strict):
     weights: Weights = "ema"
     compile: bool = False
     threads: Positive | None = None
+    rank_timeout_s: Positive = 1800
     paper: Node | None = None
     debug: Node | None = None
 
@@ -76,15 +77,17 @@ class FromRun(Strict):
 
     run: str
     runs_dir: str
-    weights: Weights = "ema"
-    checkpoint: Checkpoint = "last"
     seed: Seed = 0
     device: str = "auto"
+    devices: Positive = 1
     threads: Positive | None = None
+    rank_timeout_s: Positive = 1800
     sampler: Node | None = None
 
 
 class Sample(FromRun):
+    weights: Weights = "ema"
+    checkpoint: Checkpoint = "last"
     n: Positive
     condition: dict[str, int | float | str | None] = {}
     out: str | None = None
@@ -92,6 +95,13 @@ class Sample(FromRun):
 
 
 class Evaluate(FromRun):
+    weights: Literal["ema", "raw", "both"] = "ema"
+    checkpoint: Literal["last", "best", "previous", "all"] = "last"
+    samples: str | None = None
+    reference: str | None = None
+    data: Node | None = None
+    out: str | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
     evaluation: Node | None = None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from genlab.callbacks.conductor import Conductor
@@ -27,15 +28,24 @@ from genlab.callbacks.recorder import Recorder
 from genlab.callbacks.saver import Saver
 from genlab.cli.build import build_data, build_model, load_config, load_weights, read_checkpoint, set_threads
 from genlab.cli.evaluate import lines_of
+from genlab.cli.ranks import Place, place
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError, Preempted
-from genlab.evaluation import evaluate, write_record
+from genlab.evaluation import evaluate, generate, sharding, write_record
 from genlab.evaluation.pictures import curves
 from genlab.models.base import GenerativeModel, Plan
 from genlab.models.schedule import Schedule
 from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
 from genlab.runs.directory import RunDirectory, find_run, write_json
+from genlab.runs.pulse import Pulse
+
+# Named, because Lightning takes SLURM's also where a batch script has started a single process.
+ENVIRONMENTS: dict[str, Any] = {
+    "own": LightningEnvironment,
+    "torchrun": TorchElasticEnvironment,
+    "slurm": lambda: SLURMEnvironment(auto_requeue=False),
+}
 
 
 class UnwrappedDDP(DDPStrategy):
@@ -53,15 +63,14 @@ def train_session(run: RunDirectory) -> None:
     """
     began = time.time()
     config = load_config(run)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    set_threads(config.threads, ranks)
+    here = place()
+    set_threads(config.threads, here.local_world)
     data, model = build_data(config), build_model(config)
     model.plan = make_plan(config)
     data.prepare_data()  # before the trainer: a wrong file is told before anything else is built
     data.setup("fit")
     model.tokenizer = data.tokenizer
-    if rank == 0:
+    if here.rank == 0:
         sweep_temporaries(run.checkpoints)
         if data.tokenizer is not None:
             data.tokenizer.save(str(run.path / "tokenizer.json"))
@@ -74,7 +83,11 @@ def train_session(run: RunDirectory) -> None:
         model.samples_seen = model.updates = 0
     if config.compile:
         model.compile_parts()
-    trainer, ema, recorder = make_trainer(config, run, model, ranks)
+    pulse = None
+    if here.world > 1:
+        pulse = Pulse(run.path, here.rank)
+        sharding.on_wait = partial(pulse.mark, "had done its share of sampling")
+    trainer, ema, recorder = make_trainer(config, run, model, here, pulse)
     trainer.fit(model, datamodule=data, ckpt_path=found and str(found[1]), weights_only=True)
     finish(run, config, model, data, ema, recorder, trainer, began)
 
@@ -92,7 +105,7 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def make_trainer(
-    config: DictConfig, run: RunDirectory, model: GenerativeModel, ranks: int
+    config: DictConfig, run: RunDirectory, model: GenerativeModel, here: Place, pulse: Pulse | None
 ) -> tuple[pl.Trainer, EMA, Recorder]:
     """Lightning's Trainer with GenLab's callbacks, in the order that they need (each says why in its docstring)."""
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
@@ -100,17 +113,17 @@ def make_trainer(
         settings.pop(ours)
     if model.automatic_optimization:
         settings["accumulate_grad_batches"] = model.accumulation
-    if ranks > 1 and "strategy" not in settings:
+    if here.world > 1 and "strategy" not in settings:
         kind = DDPStrategy if model.automatic_optimization else UnwrappedDDP
-        # Buffers are not broadcast at every forward: in validation ranks have unequal numbers of batches.
-        settings["strategy"] = kind(broadcast_buffers=False, timeout=timedelta(minutes=10))
+        # Buffers are not broadcast before every forward: the conductor averages what batch norm has gathered.
+        settings["strategy"] = kind(broadcast_buffers=False, timeout=timedelta(seconds=float(config.rank_timeout_s)))
     events, options = Events(), config.callbacks
     recorder = Recorder(events, run)
     ema = EMA(**options.ema)
     saver = Saver(events, run, recorder, **options.checkpoint)
     saver.install()
     callbacks: list[Callback] = [
-        Conductor(events),
+        Conductor(events, pulse),
         recorder,
         SampleGrid(run.path / "samples", **options.samples),
         EvaluateWhileTraining(recorder, instantiate(config.get("evaluation")), run, options.evaluate_every),
@@ -120,7 +133,7 @@ def make_trainer(
         saver,
     ]
     loggers: list[Logger] = []
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    if here.rank == 0:
         for node in (config.logger or {}).values():
             logger = instantiate(node, Logger, save_dir=str(run.path))
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
@@ -137,7 +150,7 @@ def make_trainer(
         log_every_n_steps=2**31,  # the recorder writes the rows
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), ENVIRONMENTS[here.launcher]()],
     )
     return trainer, ema, recorder
 
@@ -162,10 +175,11 @@ def finish(
     model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     ema.swap_in(model)
     recorder.read_back()
-    if trainer.is_global_zero and config.callbacks.final.count:
-        samples = model.sample(torch.arange(config.callbacks.final.count))
+    if config.callbacks.final.count:
+        samples = generate(model, torch.arange(config.callbacks.final.count))
         meta = {"run": run.path.name, "samples": str(model.samples_seen)}
-        save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
+        if trainer.is_global_zero:
+            save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
     lines: list[str] = []
     protocol = instantiate(config.get("evaluation"))
     if protocol is not None:

@@ -5,15 +5,10 @@ Free of torch.
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
+import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -21,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
+from genlab.cli.ranks import Place, announce, forget, learn, place, start_workers
 from genlab.cli.redact import redact
 from genlab.errors import ConfigError
 from genlab.runs.directory import (
@@ -49,20 +45,67 @@ def train(config: DictConfig) -> float | None:
         ConfigError: the run asked for does not exist, is in use, or cannot be continued like this.
         SystemExit: with the worker's exit code where it is not 0; the worker has said why.
     """
-    run, config = open_run(with_debug(config, HydraConfig.get().runtime.choices))
-    with run.lock() as lock:
-        OmegaConf.save(config, run.config)
-        write_json(run.path / "environment.json", environment(sys.orig_argv[1:]))
-        (run.path / "result.json").unlink(missing_ok=True)
-        code = launch(run, config, lock)
-    if code:
-        raise SystemExit(code)
+    config, here = with_debug(config, HydraConfig.get().runtime.choices), place()
+    runs_dir = Path(config.runs_dir)
+    fit_devices(config, here)
+    if here.rank:
+        with start_workers("train", learn(here, runs_dir), 1, here) as workers:
+            leave(workers.wait())
+        return None
+    try:
+        run, config = open_run(config)
+        fit_devices(config, here)  # once more: a run that goes on has its own configuration
+        with run.lock() as lock:
+            OmegaConf.save(config, run.config)
+            write_json(run.path / "environment.json", environment(sys.orig_argv[1:]))
+            (run.path / "result.json").unlink(missing_ok=True)
+            shutil.rmtree(run.path / "ranks", ignore_errors=True)  # reports and pulses of an earlier start
+            (run.path / "ranks").mkdir()
+            announce(here, runs_dir, str(run.path))
+            with start_workers("train", run.path, count_ranks(config), here, [lock]) as workers:
+                code = workers.wait()
+            if workers.message and not workers.own:
+                run.set_status("failed", message=workers.message, exit_code=code)
+    except BaseException:
+        announce(here, runs_dir, "")  # the others leave as well
+        raise
+    forget(here, runs_dir)
+    leave(code)
     result = read_json(run.path / "result.json")
     if result is None:
         run.set_status("failed", message="the worker ended without a result")
         print(f"genlab: error: the worker ended without a result; see {run.path}", file=sys.stderr)
         raise SystemExit(1)
     return result["value"]
+
+
+def leave(code: int) -> None:
+    """Ends this process with a worker's exit code where it is not 0; the cause has been printed."""
+    if code:
+        raise SystemExit(code)
+
+
+def fit_devices(config: DictConfig, here: Place) -> None:
+    """Under torchrun or srun, devices and nodes are what it has started.
+
+    Raises:
+        ConfigError: the configuration names others, or the batch cannot be shared among so many.
+    """
+    if not here.external:
+        return
+    wanted = {"devices": here.local_world, "num_nodes": here.world // here.local_world}
+    for key, value in wanted.items():
+        if config.trainer[key] not in (1, "auto", value):
+            raise ConfigError(
+                f"trainer.{key}={config.trainer[key]}, but {here.launcher} has started {value}: leave it out."
+            )
+        config.trainer[key] = value
+    share = here.world * config.trainer.accumulate_grad_batches
+    if config.data.batch_size % share:
+        raise ConfigError(
+            f"data.batch_size={config.data.batch_size} must be a multiple of the {here.world} processes x "
+            f"trainer.accumulate_grad_batches = {share}."
+        )
 
 
 def with_debug(config: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
@@ -125,94 +168,16 @@ def continue_run(run: RunDirectory) -> tuple[RunDirectory, DictConfig]:
     return run, config
 
 
-def launch(run: RunDirectory, config: DictConfig, lock: int) -> int:
-    """Starts one worker a rank and waits for all; signals are passed on; if one fails the others are stopped.
-
-    Returns:
-        0, or the exit code of the first rank that failed.
-    """
-    ranks = count_ranks(config)
-    port = free_port() if ranks > 1 else 0
-    workers: list[subprocess.Popen[bytes]] = []
-    asked: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
-
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        for rank in range(ranks):
-            workers.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "genlab.cli.worker", str(run.path)],
-                    env=worker_environment(rank, ranks, port),
-                    pass_fds=[lock],  # the run stays locked until the last worker is gone
-                    start_new_session=True,  # a Ctrl-C reaches the workers once, through `forward`
-                )
-            )
-        return wait(run, workers)
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def wait(run: RunDirectory, workers: Sequence[subprocess.Popen[bytes]], grace_s: float = 20.0) -> int:
-    """Until all ranks have ended; after a failure the others have `grace_s` seconds before they are killed."""
-    deadline, first = float("inf"), 0
-    while True:
-        codes = [worker.poll() for worker in workers]
-        for rank, code in enumerate(codes):
-            if code and not first:
-                first, deadline = code, time.monotonic() + grace_s
-                if code < 0:
-                    message = f"rank {rank} was killed by signal {-code} ({signal.Signals(-code).name})"
-                    if -code == signal.SIGKILL:
-                        message += "; if nobody did that, the machine ran out of memory: lower data.batch_size"
-                    print(f"genlab: error: {message}", file=sys.stderr, flush=True)
-                    run.set_status("failed", message=message)
-                for other in workers:
-                    if other.poll() is None:
-                        other.terminate()
-        if all(code is not None for code in codes):
-            return 1 if first < 0 else first
-        if time.monotonic() > deadline:
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.kill()
-        time.sleep(0.2)
-
-
 def count_ranks(config: DictConfig) -> int:
     """trainer.devices as a number of processes on this machine."""
+    if config.trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={config.trainer.num_nodes}: start train.py on each node with torchrun or srun, see "
+            "docs/devices.md; it then finds out the number of nodes itself."
+        )
     devices = config.trainer.devices
     if isinstance(devices, int) and devices >= 1:
         return devices
     if not isinstance(devices, int | str) and len(devices):
         return len(devices)
     raise ConfigError(f"trainer.devices={devices}: expected a number >= 1 or a list of device indexes.")
-
-
-def worker_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The variables by which Lightning knows a rank."""
-    variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if ranks > 1:
-        variables |= {
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": variables.get("NODE_RANK", "0"),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    return variables
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""One rank of a run: `python -m genlab.cli.worker RUN`, started from RUN/config.yaml and nothing else."""
+"""One rank of a job: `python -m genlab.cli.worker TASK FOLDER`, started from FOLDER/config.yaml and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -13,22 +14,19 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 
 
-def main(path: str) -> int:
-    """Trains the run in `path`.
+def main(task: str, folder: str) -> int:
+    """Does one rank's part of "train" (folder: the run), "evaluate" or "sample".
 
-    Returns the exit code of genlab.errors; prints one line for an expected error, a traceback for any other.
+    Returns the exit code of genlab.errors. An expected error is one line, any other a traceback; where this is one of
+    several workers that GenLab has started, the line goes to FOLDER/ranks/RANK.json, and the parent prints the cause.
     """
     _die_with_parent()
+    from genlab.cli.ranks import place
     from genlab.errors import GenlabError
-    from genlab.runs.directory import RunDirectory
 
-    run = RunDirectory(Path(path))
-    rank = int(os.environ.get("NODE_RANK", "0")) * 10**6 + int(os.environ.get("LOCAL_RANK", "0"))
+    here = place()
     try:
-        from genlab.cli.session import train_session
-
-        _quieten()  # after Lightning's import, which sets its own level
-        train_session(run)
+        _work(task, Path(folder))
         return 0
     except GenlabError as error:
         state = {130: "interrupted", 143: "preempted"}.get(error.exit_code, "failed")
@@ -40,10 +38,35 @@ def main(path: str) -> int:
         traceback.print_exc()
         state, code, label = "failed", 1, "error"
         message = f"{type(error).__name__}: {error}".split("\n")[0]
-    if rank == 0:
-        run.set_status(state, message=message, exit_code=code)  # type: ignore[arg-type]
+    if task == "train" and here.rank == 0:
+        from genlab.runs.directory import RunDirectory
+
+        RunDirectory(Path(folder)).set_status(state, message=message, exit_code=code)  # type: ignore[arg-type]
+    if here.world > 1 and not here.external:
+        from genlab.runs.directory import write_json
+
+        report = {"label": label, "message": message, "code": code, "time": time.time()}
+        write_json(Path(folder) / "ranks" / f"{here.rank}.json", report)
+    elif here.rank == 0:
         print(f"genlab: {label}: {message}", file=sys.stderr, flush=True)
+    elif code not in (130, 143):
+        print(f"genlab: {label}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _work(task: str, folder: Path) -> None:
+    if task == "train":
+        from genlab.cli.session import train_session
+        from genlab.runs.directory import RunDirectory
+
+        _quieten()  # after Lightning's import, which sets its own level
+        train_session(RunDirectory(folder))
+    else:
+        from omegaconf import OmegaConf
+
+        from genlab.cli import distributed
+
+        distributed.run(task, OmegaConf.load(folder / "config.yaml"), folder)
 
 
 def _die_with_parent() -> None:
@@ -75,4 +98,4 @@ def _quieten() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -66,8 +66,12 @@ def read_cifar(paths: Sequence[Path]) -> ImageArrays:
     return ImageArrays(image, torch.tensor(records[:, 0], dtype=torch.int64), str(paths[0].parent))
 
 
-def read_npz(path: Path, shape: tuple[int, ...]) -> ImageArrays:
-    """`image` uint8 [N,C,H,W], [N,H,W,C] or [N,H,W], whichever has the [C,H,W] of `shape`; perhaps `label` int [N]."""
+def read_npz(path: Path, shape: tuple[int, ...] | None) -> ImageArrays:
+    """`image` uint8 [N,C,H,W], [N,H,W,C] or [N,H,W], whichever has the [C,H,W] of `shape`; perhaps `label` int [N].
+
+    `arr_0` and `arr_1` serve too: what np.savez calls arrays without a name. shape None: as in the file, where a last
+    axis of 1, 3 or 4 holds the channels.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file (data.path)")
     if not zipfile.is_zipfile(path):
@@ -75,9 +79,10 @@ def read_npz(path: Path, shape: tuple[int, ...]) -> ImageArrays:
     try:
         file = np.load(path, allow_pickle=False)
         with file:
-            if "image" not in file:
+            names = {"image": "image", "label": "label"} if "image" in file else {"image": "arr_0", "label": "arr_1"}
+            if names["image"] not in file:
                 raise DataError(f"{path}: has {', '.join(file) or 'nothing'}; expected 'image' and perhaps 'label'")
-            arrays = {key: file[key] for key in ("image", "label") if key in file}
+            arrays = {key: file[name] for key, name in names.items() if name in file}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, KeyError, ValueError, MemoryError) as error:
         if "pickle" in str(error).lower():
             raise DataError(
@@ -85,6 +90,12 @@ def read_npz(path: Path, shape: tuple[int, ...]) -> ImageArrays:
             ) from None
         raise DataError(f"{path}: corrupt or truncated .npz ({error})") from None
     image = arrays["image"]
+    if shape is None:
+        shape = (1, *image.shape[1:]) if image.ndim == 3 else tuple(image.shape[1:])
+        if image.ndim == 4 and shape[2] in (1, 3, 4):
+            shape = (shape[2], *shape[:2])
+    if len(shape) != 3:
+        raise DataError(f"{path}: image is {list(image.shape)}, expected [N,H,W], [N,C,H,W] or [N,H,W,C]")
     channels, height, width = shape
     if image.dtype != np.uint8:
         raise DataError(f"{path}: image is {image.dtype}, expected uint8 in 0..255")

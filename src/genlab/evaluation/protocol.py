@@ -9,12 +9,8 @@ from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.fidelity import METRICS, Settings
 
-TEXT_METRICS: dict[str, tuple[str, ...]] = {
-    "text_likelihood": ("perplexity", "nats_per_token", "bits_per_byte"),
-}
-BOUND_METRICS: dict[str, tuple[str, ...]] = {  # of images that are given, not generated
-    "variational_bound": ("bits_per_dim", "L_T", "L_t", "L_0"),
-}
+TEXT_METRICS = ("text_likelihood", "text_quality")  # of texts that are given, of texts that are generated
+BOUND_METRICS = ("variational_bound",)  # of images that are given, not generated
 
 FULL_COUNT = 10_000  # values from fewer generated samples are called proxies
 
@@ -44,6 +40,9 @@ class Protocol:
         floor: also measure real data of another split against the reference, which says what the best value is.
         kid_subsets, kid_subset_size, neighbours, splits: see fidelity.Settings.
         terms: of variational_bound: how many of the L_{t-1} are computed an item, at random times; null: all.
+        prompt: of text_quality: tokens of a real window that the model goes on from, its rest the reference; 0: none.
+        tokenize: of text_quality: "13a" (European languages), "zh" or "char".
+        lowered_from: the n that was asked for, where time allowed fewer; the values are then proxies.
         name: null, or the name that the rule gives; anything else is refused.
 
     Raises:
@@ -52,7 +51,7 @@ class Protocol:
 
     metrics: list[str]
     n: Annotated[int, "ge 1"] | None = None
-    reference_split: Literal["train", "val", "test"] = "test"
+    reference_split: Literal["train", "val", "test", "folder", "given"] = "test"
     reference_n: Annotated[int, "ge 2"] | None = None
     extractor: str | Extractor | None = None
     extractor_path: str | None = None
@@ -67,6 +66,9 @@ class Protocol:
     neighbours: Annotated[int, "ge 1"] = 3
     splits: Annotated[int, "ge 1"] = 10
     terms: Annotated[int, "ge 1"] | None = None
+    prompt: Annotated[int, "ge 0"] = 0
+    tokenize: Literal["13a", "zh", "char"] = "13a"
+    lowered_from: int | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ class Protocol:
             if value is not None and value < 1:
                 raise ConfigError(f"evaluation.{key} is {value}: must be at least 1")
         for key, choices in (
-            ("reference_split", ("train", "val", "test")),
+            ("reference_split", ("train", "val", "test", "folder", "given")),
             ("labels", ("balanced", "train")),
             ("weights", ("ema", "raw")),
         ):
@@ -131,7 +133,7 @@ class Protocol:
         if not any(output in metric.outputs for metric in METRICS.values() if not metric.uses_reference):
             parts.append(self.reference_split + ("" if self.reference_n is None else _count(self.reference_n)))
             counts.append(self.reference_n)
-        proxy = any(count is not None and count < FULL_COUNT for count in counts)
+        proxy = self.lowered_from is not None or any(count is not None and count < FULL_COUNT for count in counts)
         return "_".join(parts) + (".proxy" if proxy else "")
 
     def record(self) -> dict[str, Any]:

@@ -96,6 +96,10 @@ class RealImages:
         facts = [self.identity["data"], self.identity["split"], len(self.ids), self.extractor.name, self.key[:16]]
         return cache_root() / "reference" / (re.sub(r"[^\w.-]+", "_", "-".join(map(str, facts))) + ".safetensors")
 
+    def cached(self) -> bool:
+        """Whether the features need not be computed. Every rank must call it."""
+        return bool(from_first_rank(self.path.is_file))
+
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
         """Items start .. stop - 1 of this choice: image uint8 [B, C, H, W] as the extractor gets it, perhaps labels."""
         ids = torch.from_numpy(self.ids[start:stop])

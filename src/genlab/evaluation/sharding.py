@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from genlab.samples import Samples
+
+Rows = dict[str, Any]  # tensors of as many rows as items, or lists of as many strings
+
+on_wait: Callable[[], None] | None = None  # called before a rank waits for the others; set by who watches the ranks
 
 
 def world() -> tuple[int, int]:
@@ -26,9 +32,9 @@ def sharded(
     n: int,
     unit: int,
     group: int,
-    work: Callable[[int, int], dict[str, Tensor]],
+    work: Callable[[int, int], Mapping[str, Any]],
     done: Callable[[int], Any] = lambda count: None,
-) -> dict[str, Tensor]:
+) -> Rows:
     """Runs `work(start, stop)` over this rank's share and gathers the rows of all ranks.
 
     Every rank must call it. Nothing is padded or repeated but the buffers of the exchange.
@@ -37,31 +43,46 @@ def sharded(
         n: number of items, at least 1.
         unit: items that must stay together (the model's chunk).
         group: items handed to `work` at a time, a multiple of `unit`.
-        work: (start, stop) -> tensors of stop - start rows, on the CPU, the same keys everywhere.
+        work: (start, stop) -> tensors of stop - start rows on the CPU, or lists of as many strings; the same keys
+            everywhere.
         done: told the number of items after each call of `work`.
 
     Returns:
-        Tensors of n rows in order, on the CPU, the same on every rank.
+        Tensors of n rows, lists of n strings, in order, on the CPU, the same on every rank.
+
+    Raises:
+        Exception: what `work` raised, on the rank where it did; on the others a RuntimeError that names it.
     """
     assert group % unit == 0
     rank, ranks = world()
     borders = bounds(n, unit, ranks)
-    parts: list[dict[str, Tensor]] = []
-    for start in range(borders[rank], borders[rank + 1], group):
-        stop = min(start + group, borders[rank + 1])
-        parts.append(work(start, stop))
-        assert all(len(rows) == stop - start for rows in parts[-1].values())
-        done(stop - start)
-    mine = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
+    parts: list[Mapping[str, Any]] = []
+    failure: BaseException | None = None
+    try:
+        for start in range(borders[rank], borders[rank + 1], group):
+            stop = min(start + group, borders[rank + 1])
+            parts.append(work(start, stop))
+            assert all(len(rows) == stop - start for rows in parts[-1].values())
+            done(stop - start)
+    except Exception as error:
+        failure = error
+    _agree(failure)
+    mine: Rows = {key: _joined([part[key] for part in parts]) for key in (parts[0] if parts else {})}
     if ranks == 1:
         return mine
     # A rank without items learns the shapes from one that has some; the last rank always has.
-    specs: list[Any] = [{key: (rows.shape[1:], rows.dtype) for key, rows in mine.items()}]
+    specs: list[Any] = [{k: (v.shape[1:], v.dtype) if isinstance(v, Tensor) else None for k, v in mine.items()}]
     dist.broadcast_object_list(specs, src=ranks - 1)
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    device = _exchange_device()
     sizes = [borders[r + 1] - borders[r] for r in range(ranks)]
-    result = {}
-    for key, (shape, dtype) in specs[0].items():
+    result: Rows = {}
+    for key, spec in specs[0].items():
+        if spec is None:
+            lists: list[Any] = [None] * ranks
+            dist.all_gather_object(lists, mine.get(key, []))
+            result[key] = [item for part in lists for item in part]
+            continue
+        shape, dtype = spec
         buffer = torch.zeros(max(sizes), *shape, dtype=dtype, device=device)
         if sizes[rank]:
             buffer[: sizes[rank]] = mine[key].to(device)
@@ -69,6 +90,62 @@ def sharded(
         dist.all_gather(gathered, buffer)
         result[key] = torch.cat([rows[:size].cpu() for rows, size in zip(gathered, sizes, strict=True)])
     return result
+
+
+def generate(
+    model: Any,
+    seeds: Tensor,
+    condition: dict[str, Tensor] | None = None,
+    sampler: Any = None,
+    done: Callable[[int], Any] = lambda count: None,
+    group: int | None = None,
+) -> Samples:
+    """model.sample, its chunks shared over the ranks: the same items whatever their number, on every rank.
+
+    Args:
+        model: a GenerativeModel with the same weights on every rank.
+        seeds, condition, sampler: see GenerativeModel.sample.
+        done: told the number of items as they come.
+        group: items between two calls of `done`, rounded up to whole chunks; None: one chunk.
+    """
+    unit = int(model.chunk_size)
+    made: list[Samples] = []
+
+    def work(start: int, stop: int) -> dict[str, Any]:
+        part = {key: rows[start:stop] for key, rows in (condition or {}).items() if rows is not None}
+        samples = model.sample(seeds[start:stop], part or None, sampler)
+        made.append(samples)
+        return {"data": samples.data, **({} if samples.labels is None else {"labels": samples.labels.cpu()})}
+
+    rows = sharded(len(seeds), unit, unit * -(-(group or unit) // unit), work, done)
+    rate = made[0].sample_rate if made else None
+    return Samples(model.modality, rows["data"], rows.get("labels"), seeds.cpu(), rate)
+
+
+def _joined(parts: list[Any]) -> Tensor | list[str]:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
+
+
+def _waits() -> None:
+    if on_wait is not None:
+        on_wait()
+
+
+def _exchange_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _agree(failure: BaseException | None) -> None:
+    """Before a gather: if a rank has failed, all raise, so that none waits for it."""
+    rank, ranks = world()
+    if ranks > 1:
+        _waits()
+        failed = torch.tensor([rank if failure else ranks], device=_exchange_device())
+        dist.all_reduce(failed, dist.ReduceOp.MIN)
+        if failure is None and int(failed) < ranks:
+            raise RuntimeError(f"rank {int(failed)} failed")
+    if failure is not None:
+        raise failure
 
 
 def from_first_rank(compute: Callable[[], Any]) -> Any:
@@ -79,6 +156,7 @@ def from_first_rank(compute: Callable[[], Any]) -> Any:
     rank, ranks = world()
     if ranks == 1:
         return compute()
+    _waits()
     box: list[Any] = [None, None]
     if rank == 0:
         try:

@@ -92,7 +92,8 @@ class AdversarialModel(GenerativeModel):
         for other in players:
             other.module.requires_grad_(True)
         parameters = list(player.module.parameters())
-        average_gradients(parameters)
+        # Players are not wrapped in DistributedDataParallel: its reducer expects one backward a forward.
+        average([p.grad for p in parameters if p.grad is not None])
         norm = global_norm(parameters)
         clip(parameters, self._plan.clip_norm, norm)
         optimizer.step()
@@ -105,16 +106,12 @@ class AdversarialModel(GenerativeModel):
         return sums
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean of the gradients over ranks, in one all-reduce; nothing where there is one process.
-
-    Players are not wrapped in DistributedDataParallel: its reducer expects one backward a forward.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def average(tensors: list[Tensor]) -> None:
+    """Replaces tensors of one dtype and device by their means over ranks, in one all-reduce; nothing in one process."""
+    if not tensors or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch._utils._flatten_dense_tensors(gradients)
+    flat = torch._utils._flatten_dense_tensors(tensors)
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
-    for gradient, mean in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
-        gradient.copy_(mean)
+    for tensor, mean in zip(tensors, torch._utils._unflatten_dense_tensors(flat, tensors), strict=True):
+        tensor.copy_(mean)

@@ -69,9 +69,12 @@ class AutoregressiveModel(GenerativeModel):
             prompt = torch.tensor(ids, device=seeds.device).expand(len(seeds), -1)
         tokens, cache = prompt, None
         fresh = tokens[:, -self.block_size :]  # what the network has not read yet
-        for k in range(sampler.max_new_tokens):
+        # Of all tokens in one call, which costs as much as that of one token.
+        steps, rows = sampler.max_new_tokens, len(seeds)
+        k = torch.arange(steps, device=seeds.device).repeat_interleave(rows)
+        uniforms = noise.uniform(seeds.repeat(steps), (noise.Stream.STEP, k), ()).view(steps, rows)
+        for uniform in uniforms:
             output = self.network(input_ids=fresh, past_key_values=cache, use_cache=True)
-            uniform = noise.uniform(seeds, (noise.Stream.STEP, k), (1,)).squeeze(1)
             chosen = sampler.choose(output.logits[:, -1], uniform)[:, None]
             tokens, cache, fresh = torch.cat([tokens, chosen], 1), output.past_key_values, chosen
             if cache.get_seq_length() >= self.block_size:

@@ -18,8 +18,8 @@ from genlab.errors import ConfigError, StorageError
 State = Literal["starting", "running", "finished", "failed", "preempted", "interrupted"]
 
 # Where and how a run is executed or watched, not what it computes: a change of these still continues the same run.
-NOT_HASHED = ("runs_dir", "resume", "logger", "trainer.devices", "trainer.num_nodes", "trainer.accelerator",
-              "trainer.progress_bar", "data.num_workers", "data.resident_max")  # fmt: skip
+NOT_HASHED = ("runs_dir", "resume", "logger", "rank_timeout_s", "data.num_workers", "data.resident_max",
+              "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.enable_progress_bar")  # fmt: skip
 
 
 def write_json(path: Path, value: Any) -> None:

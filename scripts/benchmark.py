@@ -1,0 +1,157 @@
+"""Ratios measured side by side in one run: python scripts/benchmark.py ranks|noise|inception [--out FILE.json]
+
+Absolute times of a machine say little; what is compared here runs alternately on the same machine, and the median of
+the ratios is given with their range.
+
+    ranks      the default job (train.py) on two ranks against one rank, one thread each: samples a second
+    noise      keyed noise against the network it feeds, for one sampling step of shipped experiments: share of the time
+    inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+
+def clock(function: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls, after one that is not counted."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def summary(ratios: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "pairs": len(ratios)}
+
+
+def ranks(repeats: int) -> dict[str, Any]:
+    """Training speed of two ranks over one, each with one thread; without validation, samples or evaluation."""
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for devices, found in speeds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                # Rows of 640 samples each; the first holds the start and is left out.
+                quick = ["schedule.max_samples=3840", "schedule.log_every=640", "schedule.eval_every=0",
+                         "schedule.save_every=0", "callbacks.samples.count=0", "callbacks.final.count=0",
+                         "evaluation=none", "logger=none", "threads=1", "trainer.enable_progress_bar=false",
+                         "data.limit_val=64", f"trainer.devices={devices}", f"runs_dir={folder}"]  # fmt: skip
+                command = [sys.executable, str(ROOT / "train.py"), *quick]
+                subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+                (path,) = Path(folder).glob("*/*/metrics.jsonl")
+                rows = [json.loads(line) for line in path.read_text().splitlines()]
+                found.append(statistics.median([r["train/samples_per_s"] for r in rows if "train/lr" in r][1:]))
+                print(f"{devices} rank(s): {found[-1]:.0f} samples/s", flush=True)
+    ratios = [two / one for one, two in zip(speeds[1], speeds[2], strict=True)]
+    return {"samples_per_s": {str(k): v for k, v in speeds.items()}, "two over one": summary(ratios)}
+
+
+def noise_share(repeats: int) -> dict[str, Any]:
+    """Time of the noise of one sampling step over that of the step's network call, for one chunk, on one device."""
+    import torch
+
+    from genlab import noise
+    from genlab.cli.build import build_model, choose_device
+    from genlab.cli.compose import compose_config
+    from genlab.noise import Stream
+
+    device = choose_device()
+    result: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads()}
+    with torch.no_grad():
+        for chosen, rows in (("model=ddpm", 16), ("experiment=ddpm_cifar10", 256 if device.type == "cuda" else 4)):
+            config = compose_config(ROOT / "conf", "train", [chosen])
+            model: Any = build_model(config).eval().to(device)
+            seeds = torch.arange(rows, device=device)
+            x = torch.randn(rows, *model.shape, device=device)
+            t = torch.full((rows,), 500, device=device)
+            label = seeds % model.num_classes if model.conditions else None
+
+            def step(model: Any = model, x: Any = x, t: Any = t, label: Any = label) -> None:
+                model(x, t, label)
+                wait(device)
+
+            def draw(seeds: Any = seeds, model: Any = model) -> None:
+                noise.normal(seeds, (Stream.STEP, 0), model.shape)
+                wait(device)
+
+            pairs = [(clock(draw, 1)[0], clock(step, 1)[0]) for _ in range(repeats)]
+            result[f"{chosen}, {rows} images"] = summary([a / b for a, b in pairs])
+        config = compose_config(ROOT / "conf", "train", ["model=gpt"])
+        network: Any = build_model(config).eval().to(device).network
+        tokens, steps = torch.zeros(16, 1, dtype=torch.int64, device=device), 500
+        cache = network(input_ids=tokens.expand(-1, 32), use_cache=True).past_key_values
+        seeds, k = torch.arange(16, device=device).repeat(steps), torch.arange(steps, device=device)
+        drawn = clock(lambda: noise.uniform(seeds, (Stream.STEP, k.repeat_interleave(16)), ()), repeats)
+        read = clock(lambda: network(input_ids=tokens, past_key_values=cache, use_cache=True), repeats)
+        shares = [a / steps / b for a, b in zip(drawn, read, strict=True)]
+        result["model=gpt, 16 texts, a token"] = summary(shares)
+    return result
+
+
+def wait(device: Any) -> None:
+    """Until the device has done its work."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def inception(repeats: int) -> dict[str, Any]:
+    """Images a second of the two forms of Inception-v3, and how far their features lie apart."""
+    import torch
+
+    from genlab import noise
+    from genlab.evaluation import load_extractor
+
+    torch.set_num_threads(1)
+    images = (noise.uniform(torch.arange(40), 99, (3, 32, 32)) * 256).to(torch.uint8)
+    plain, fast = (load_extractor(name, batch=20) for name in ("inception-v3-compat", "inception-v3-compat-fast"))
+    ratios = []
+    for _ in range(repeats):
+        slow_s, fast_s = (clock(lambda e=e: e.features(images), 1)[0] for e in (plain, fast))  # type: ignore[misc]
+        ratios.append(slow_s / fast_s)
+        print(f"{len(images) / slow_s:.1f} and {len(images) / fast_s:.1f} images/s", flush=True)
+    apart = (plain.features(images)["features"] - fast.features(images)["features"]).abs().max()
+    return {"fast over plain": summary(ratios), "largest difference of a feature": float(apart)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ranks", "noise", "inception"))
+    parser.add_argument("--repeats", type=int, default=5, help="pairs that are measured")
+    parser.add_argument("--out", type=Path, help="JSON file of the result")
+    arguments = parser.parse_args()
+    measured = {"ranks": ranks, "noise": noise_share, "inception": inception}[arguments.what](arguments.repeats)
+    result = {
+        "what": arguments.what,
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load before": os.getloadavg()[0],
+        **measured,
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The part of a record that is about images: features of what is judged and of real images, and what they give."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genlab.errors import ConfigError
+from genlab.evaluation.extractors import Extractor, load_extractor
+from genlab.evaluation.fidelity import measure
+from genlab.evaluation.judged import Judged
+from genlab.evaluation.progress import bar
+from genlab.evaluation.protocol import Protocol
+from genlab.evaluation.record import versions
+from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
+from genlab.evaluation.sharding import from_first_rank, sharded, world
+
+# Data sets that have an extractor of their own; all others take Inception.
+EXTRACTOR_OF = {"mnist": "mnist-cnn", "fashion_mnist": "fashion-cnn"}
+
+
+class ImageEvaluation:
+    """Images against real ones under a protocol.
+
+    Args:
+        data: a DataModule that has been set up, or a `judged.Folder`.
+        protocol: with n as it is to be used.
+        device: where the extractor runs.
+        progress: bars on rank 0.
+
+    Raises:
+        ConfigError: the data has no such split, or the extractor's weights are not here.
+    """
+
+    def __init__(self, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> None:
+        self.data, self.protocol, self.progress = data, protocol, progress
+        self.extractor = _extractor(protocol, data, device)
+        self.real = RealImages(data, protocol.reference_split, protocol.reference_n, self.extractor, protocol.resize)
+        labelled = self.extractor.labels > 0 and self.extractor.labels == data.manifest.facts.get("num_classes")
+        self.settings = replace(protocol.settings, labelled=labelled)
+        self.other = self._other()
+
+    def _other(self) -> RealImages | None:
+        """Real images of another split, for the floor: train against held-out ones, or held-out against train."""
+        if not self.protocol.floor:
+            return None
+        splits, reference = self.data.manifest.splits, self.protocol.reference_split
+        others = ["train"] if reference != "train" else ["test", "val"]
+        found = next((s for s in others if s in splits and s != reference and len(self.data.source(s))), None)
+        if found is None:
+            warnings.warn(f"no floor: {self.data.manifest.name} has no split besides {reference} to compare with")
+            return None
+        return RealImages(self.data, found, self.protocol.n, self.extractor, self.protocol.resize)
+
+    def seconds(self, judged: Judged) -> tuple[float, float]:
+        """Estimates of one process: seconds an item that is judged, and seconds for all real images not in the cache.
+
+        Measured on one chunk and on one batch of the extractor. Every rank must call it.
+        """
+        began = time.perf_counter()
+        count = min(judged.unit if judged.unit > 1 else self.extractor.batch, judged.n)
+        self.extractor.features(resized(judged.read(0, count).data, self.protocol.resize))  # type: ignore[arg-type]
+        item = (time.perf_counter() - began) / count
+        waiting = [r for r in (self.real, self.other) if r is not None and not r.cached()]
+        real = 0.0
+        if waiting:
+            began = time.perf_counter()
+            count = min(self.extractor.batch, len(waiting[0].ids))
+            self.extractor.features(waiting[0].batch(0, count)["image"])
+            real = (time.perf_counter() - began) / count * sum(len(r.ids) for r in waiting)
+        return from_first_rank(lambda: (item, real))
+
+    def record(self, judged: Judged, picture: Path | None = None) -> dict[str, Any]:
+        """Values, floor, and all that decides them. `picture`: where closest pairs are saved, if they are asked for."""
+        protocol, real, extractor = self.protocol, self.real, self.extractor
+        with bar(self.progress, f"{protocol.name}: real images", len(real.ids)) as shown:
+            reference = real.features(protocol.chunk, shown.update)
+        wanted = picture is not None and "neighbours" in protocol.metrics
+        began = time.perf_counter()
+
+        def work(start: int, stop: int) -> dict[str, Tensor]:
+            images = judged.read(start, stop).data
+            assert isinstance(images, Tensor)
+            rows = extractor.features(resized(images, protocol.resize))
+            return {**rows, "image": images} if wanted else rows
+
+        with bar(self.progress, f"{protocol.name}: samples", -(-judged.n // world()[1])) as shown:
+            generated = sharded(judged.n, judged.unit, judged.group, work, shown.update)
+        seconds = time.perf_counter() - began
+        images = generated.pop("image", None)
+        if judged.labels is not None:
+            generated["labels"] = judged.labels
+        values, missing = from_first_rank(lambda: measure(protocol.metrics, generated, reference, self.settings))
+        if images is not None and world()[0] == 0:
+            assert picture is not None
+            self._pairs(picture, images, generated["features"], reference["features"])
+        result: dict[str, Any] = {
+            "values": {protocol.key(name): value for name, value in values.items()},
+            "missing": {protocol.key(name): reason for name, reason in missing.items()},
+            "generated": {**judged.facts, "seconds": round(seconds, 2), "per_second": round(judged.n / seconds, 2)},
+            "reference": {**real.identity, "subset_seed": SUBSET_SEED},
+            "extractor": {
+                "name": extractor.name,
+                "sha256": extractor.sha256,
+                "dimensions": generated["features"].shape[1],
+                "batch": extractor.batch,
+                "dtype": "float32",
+                "tf32": False,
+                "autocast": False,
+            },
+            "resize": {
+                "to": protocol.resize,
+                "how": RESIZE if protocol.resize else "none",
+                "extractor": extractor.resize,
+            },
+            "notes": [],
+        }
+        if self.other is not None:
+            result["floor"] = self._floor(self.other, reference)
+        smallest = min(judged.n, len(real.ids))
+        if "fid" in protocol.metrics and smallest <= generated["features"].shape[1]:
+            result["notes"].append(
+                f"{smallest} samples for {generated['features'].shape[1]} dimensions: a covariance is singular, "
+                f"FID is biased upwards"
+            )
+        return result
+
+    def _floor(self, other: RealImages, reference: dict[str, Tensor]) -> dict[str, Any]:
+        """The same metrics of real images of another split, as many as were judged if there are so many."""
+        protocol, settings = self.protocol, self.settings
+        with bar(self.progress, f"{protocol.name}: floor", len(other.ids)) as shown:
+            rows = other.features(protocol.chunk, shown.update)
+        facts = [other.key, self.real.key, protocol.metrics, asdict(settings), VERSION, versions()]
+
+        def compute() -> list[Any]:
+            return list(measure(protocol.metrics, rows, reference, settings))
+
+        values, missing = from_first_rank(lambda: cached_json(key_of({"floor": facts}), compute))
+        return {
+            "values": {protocol.key(name): value for name, value in values.items()},
+            "missing": {protocol.key(name): reason for name, reason in missing.items()},
+            "samples": {**other.identity, "subset_seed": SUBSET_SEED},
+            "same_n": len(other.ids) == protocol.n,  # else the floor is lower or higher only for want of items
+        }
+
+    def _pairs(self, path: Path, images: Tensor, features: Tensor, reference: Tensor) -> None:
+        """A picture of the samples that lie closest to a real image, each beside that image."""
+        from genlab.evaluation.neighbours import closest_pairs
+        from genlab.evaluation.pictures import save_pairs
+
+        rows, ids, distances = closest_pairs(features, reference, 16)
+        real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])
+        save_pairs(path, resized(images[rows], self.protocol.resize), real, distances)
+
+
+def _extractor(protocol: Protocol, data: Any, device: torch.device) -> Extractor:
+    """The protocol's extractor, else the data set's, else Inception."""
+    if not isinstance(protocol.extractor, str | None):
+        return protocol.extractor
+    name = protocol.extractor or EXTRACTOR_OF.get(data.manifest.name, "inception-v3-compat")
+    return load_extractor(name, batch=protocol.batch, device=device, path=protocol.extractor_path)
+
+
+def lowered(protocol: Protocol, judged_unit: int, item_s: float, real_s: float, minutes: float) -> Protocol:
+    """The protocol with as many samples as `minutes` allow, in whole chunks, its values then called proxies.
+
+    Args:
+        item_s, real_s: from `ImageEvaluation.seconds`, over all ranks.
+
+    Raises:
+        ConfigError: not even one chunk fits; says what would.
+    """
+    assert protocol.n is not None
+    fits = int((minutes * 60 - real_s) / item_s)
+    n = fits // judged_unit * judged_unit
+    if n < 2:
+        least = (real_s + max(2, judged_unit) * item_s) / 60
+        raise ConfigError(f"max_minutes={minutes:g}: the smallest evaluation takes about {least:.1f} minutes here.")
+    return protocol if n >= protocol.n else replace(protocol, n=n, lowered_from=protocol.n, name=None)

@@ -1,0 +1,287 @@
+"""What is judged: items that a model makes, that lie in files, or that are real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.data.folder import Decode, ImageFiles, list_images
+from genlab.data.readers import read_npz
+from genlab.data.sources import Source
+from genlab.errors import ConfigError, DataError
+from genlab.evaluation.files import sha256_of
+from genlab.evaluation.protocol import Protocol
+from genlab.evaluation.reference import SUBSET_SEED, subset
+from genlab.samples import Samples, to_uint8
+
+
+@dataclass
+class Judged:
+    """n items that can be had in parts.
+
+    Attributes:
+        n: how many.
+        unit: items that must stay together (a model's chunk); parts begin at multiples of it.
+        group: items read at a time, a multiple of `unit`.
+        read: (start, stop) -> items start .. stop - 1.
+        facts: what made them, for the record.
+        labels: int64 [n], the classes that were asked for, or None.
+        references: for text, the right answers of each item, or None.
+    """
+
+    n: int
+    unit: int
+    group: int
+    read: Callable[[int, int], Samples]
+    facts: dict[str, Any]
+    labels: Tensor | None = None
+    references: list[list[str]] | None = None
+
+
+# ---- made by a model
+
+
+def images_of(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
+    """protocol.n images; item i is made from seed * 2^32 + i (modulo 2^63), so two seeds share no item."""
+    assert protocol.n is not None
+    conditions, distribution = _conditions(model, data, protocol)
+    first, unit = (seed << 32) % 2**63, int(model.chunk_size)
+
+    def read(start: int, stop: int) -> Samples:
+        condition = {key: value[start:stop] for key, value in conditions.items()}
+        return model.sample(torch.arange(first + start, first + stop), condition or None, sampler)
+
+    facts = {
+        "n": protocol.n,
+        "seeds": {"seed": seed, "first": first, "count": protocol.n},
+        "labels": distribution,
+        **sampling_facts(model, sampler),
+    }
+    group = unit * -(-protocol.chunk // unit)
+    return Judged(protocol.n, unit, group, read, facts, conditions.get("label"))
+
+
+def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
+    """How a model samples, for the record."""
+    used = sampler if sampler is not None else getattr(model, "sampler", None)
+    return {
+        "sampler": describe(used),
+        "nfe": getattr(used, "nfe", None),
+        "guidance_scale": getattr(used, "guidance_scale", None),
+        "chunk_size": int(model.chunk_size),
+    }
+
+
+def _conditions(model: Any, data: Any, protocol: Protocol) -> tuple[dict[str, Tensor], str]:
+    """Condition of all n samples by key (labels only, see Protocol), and their distribution in words."""
+    if "label" not in model.conditions:
+        return {}, "none: the model is not conditioned on labels"
+    assert protocol.n is not None
+    count = int(getattr(model, "num_classes", 0) or data.manifest.facts.get("num_classes") or 0)
+    classes = data.manifest.filter.get("subset") or list(range(count))
+    if not classes:
+        raise ConfigError("evaluation: the model wants labels, but neither it nor the data says how many there are")
+    if protocol.labels == "balanced":
+        label = torch.tensor(classes)[torch.arange(protocol.n) % len(classes)]
+        return {"label": label}, f"balanced: i % {len(classes)}"
+    source = data.source("train")
+    order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(len(source))
+    ids = torch.from_numpy(np.resize(order, protocol.n))
+    parts = [source.batch(part, torch.zeros_like(part)) for part in ids.split(protocol.chunk)]
+    if "label" not in parts[0]:
+        raise ConfigError(
+            f"evaluation.labels=train: {data.manifest.name} has no labels; take evaluation.labels=balanced"
+        )
+    return {"label": torch.cat([part["label"] for part in parts]).cpu()}, "train: of real items, a fixed random choice"
+
+
+def describe(value: Any) -> Any:
+    """An object of a config as primitives: its own `record()`, its fields if it is a dataclass, else its name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}.{value.__qualname__}"
+    named = {"_target_": f"{type(value).__module__}.{type(value).__qualname__}"}
+    if callable(getattr(value, "record", None)):
+        return named | describe(value.record())
+    if is_dataclass(value) and not isinstance(value, type):
+        return named | describe(asdict(value))
+    return named
+
+
+# ---- from files, or real
+
+
+@dataclass
+class _Manifest:
+    """What evaluation reads of a data set's manifest."""
+
+    name: str
+    splits: tuple[str, ...]
+    sha256: str
+    facts: dict[str, Any]
+    filter: dict[str, Any]
+
+    def identity(self, split: str) -> str:
+        return self.sha256
+
+
+class Folder:
+    """A folder or .npz of images in the place of a data set, with one split called "folder".
+
+    Args:
+        path: images, in class folders (labels: their places in alphabetical order) or not; or an .npz with `image` and
+            perhaps `label` (or arr_0 and arr_1), uint8.
+
+    Raises:
+        ConfigError: nothing there.
+        DataError: a file that cannot be read, or images of unequal sizes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_dir():
+            self._source, digest = _open_folder(path)
+        elif path.suffix == ".npz":
+            source = read_npz(path, None)
+            self._source, digest = source, sha256_of(path)
+        else:
+            raise ConfigError(f"{path}: expected a folder of images or an .npz file")
+        labels = self._source.labels
+        classes = 0 if labels is None else int(labels.max()) + 1
+        self.manifest = _Manifest(path.name, ("folder",), digest, {"num_classes": classes or None}, {})
+
+    def source(self, split: str) -> Source:
+        return self._source
+
+
+def _open_folder(path: Path) -> tuple[Source, str]:
+    classes = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+    paths, labels = list_images(path, classes)
+    if not paths:
+        raise ConfigError(f"{path}: holds 0 images")
+    from PIL import Image
+
+    try:
+        with Image.open(paths[0]) as first:
+            size, grey = first.size, first.mode in ("1", "L")
+    except OSError as error:
+        raise DataError(f"{paths[0]}: cannot be read ({error}); repair or remove it") from error
+    digest = hashlib.sha256()
+    for file in paths:
+        digest.update(f"{file.relative_to(path)} {sha256_of(file)}\n".encode())
+    decode = Decode((1 if grey else 3, size[1], size[0]), resize="none", crop="none")
+    label = torch.tensor(labels, dtype=torch.int64) if classes else None
+    return ImageFiles(paths, label, decode, str(path)), digest.hexdigest()
+
+
+def real_items(data: Any, split: str, n: int | None) -> tuple[Source, Tensor]:
+    """The source of a split and the ids of n of its items (a fixed random choice; None: all)."""
+    if split not in data.manifest.splits:
+        raise ConfigError(f"samples={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
+    source = data.source(split)
+    return source, torch.from_numpy(subset(len(source), n))
+
+
+def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
+    """protocol.n images of a split of a data set (or of a Folder), in the place of generated ones."""
+    source, ids = real_items(data, split, protocol.n)
+
+    def read(start: int, stop: int) -> Samples:
+        part = ids[start:stop]
+        raw = source.batch(part, torch.zeros_like(part))
+        image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
+        return Samples("image", image.cpu(), raw["label"].cpu() if "label" in raw else None)
+
+    labels = source.labels
+    facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
+    return Judged(len(ids), 1, protocol.chunk, read, facts, None if labels is None else labels[ids])
+
+
+def texts_from(path: Path, n: int | None) -> Judged:
+    """Lines of a .jsonl: {"text": ..., "reference": "..." or "references": [...]}, the references in all or none.
+
+    Raises:
+        ConfigError: no such file, or it is empty.
+        DataError: a line that is no such object; names it.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file (samples)")
+    texts: list[str] = []
+    references: list[list[str]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
+    for number, line in enumerate(lines[:n], 1):
+        try:
+            row = json.loads(line)
+            texts.append(row["text"])
+            given = row.get("references", [row["reference"]] if "reference" in row else [])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            given = None
+        fine = isinstance(given, list) and isinstance(texts[-1] if texts else None, str)
+        if not fine or not all(isinstance(text, str) for text in given or ()):
+            raise DataError(f'{path}, line {number}: expected {{"text": "...", "reference": "..."}}')
+        if given:
+            references.append(list(given))
+        if references and len(references) != number:
+            raise DataError(f"{path}, line {number}: all lines must have a reference, or none")
+    if not texts:
+        raise ConfigError(f"{path}: holds 0 texts")
+    facts = {"n": len(texts), "data": path.name, "sha256": sha256_of(path)}
+
+    def read(start: int, stop: int) -> Samples:
+        return Samples("text", texts[start:stop])
+
+    return Judged(len(texts), 1, len(texts), read, facts, references=references or None)
+
+
+def texts_of(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
+    """protocol.n texts of a model; where it goes on from prompts, each with the true continuation as its reference.
+
+    Item i goes on from the first `protocol.prompt` tokens of the i-th of n windows of the split (a fixed random
+    choice), for as many tokens as the window has left. prompt 0: texts from nothing, and no references.
+    """
+    if protocol.n is None:
+        raise ConfigError("evaluation.n: say how many texts are generated")
+    first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
+    prompts: Tensor | None = None
+    heads, references = [""] * protocol.n, None
+    facts: dict[str, Any] = {"n": protocol.n, "seeds": {"seed": seed, "first": first, "count": protocol.n}}
+    if protocol.prompt:
+        if "prompt_ids" not in model.conditions:
+            raise ConfigError(f"evaluation.prompt={protocol.prompt}: {type(model).__name__} takes no prompt; take 0")
+        source, ids = real_items(data, protocol.reference_split, protocol.n)
+        if len(ids) < protocol.n:
+            raise ConfigError(f"evaluation.n={protocol.n}: {protocol.reference_split} has {len(ids)} windows; lower it")
+        batch = source.batch(ids, torch.zeros_like(ids))
+        rows = torch.cat([batch["input_ids"], batch["labels"][:, -1:]], 1).cpu()
+        left = rows.shape[1] - protocol.prompt
+        if left < 1:
+            raise ConfigError(f"evaluation.prompt={protocol.prompt}: a window has {rows.shape[1]} tokens; take fewer")
+        prompts, used = rows[:, : protocol.prompt], replace(used, max_new_tokens=left)
+        heads = [model.tokenizer.decode(row) for row in prompts.tolist()]
+        references = [[model.tokenizer.decode(row)] for row in rows[:, protocol.prompt :].tolist()]
+        facts |= {"data": data.manifest.name, "sha256": data.manifest.identity(protocol.reference_split)}
+
+    def read(start: int, stop: int) -> Samples:
+        condition = None if prompts is None else {"prompt_ids": prompts[start:stop]}
+        samples = model.sample(torch.arange(first + start, first + stop), condition, used)
+        texts = [text.removeprefix(head) for text, head in zip(samples.data, heads[start:stop], strict=True)]
+        return Samples("text", texts)
+
+    group = unit * -(-protocol.chunk // unit)
+    return Judged(protocol.n, unit, group, read, facts | sampling_facts(model, used), references=references)

@@ -1,0 +1,54 @@
+"""Parts for tests of several ranks, named by configs through GENLAB_ALLOW=ddp_parts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from genlab.networks import dcgan
+
+
+class Generator(dcgan.Generator):
+    """Without batch norm, whose statistics depend on how a batch is shared."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.body = nn.Sequential(*(nn.Identity() if isinstance(m, nn.BatchNorm2d) else m for m in self.body))
+
+
+class Dump(pl.Callback):
+    """Every rank's weights and buffers at the end of training, in FOLDER/RANK.pt."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}.pt")
+
+
+class Sleep(pl.Callback):
+    """One rank hangs at a batch."""
+
+    def __init__(self, rank: int, batch: int) -> None:
+        self.rank, self.batch = rank, batch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        while trainer.global_rank == self.rank and batch_idx == self.batch:
+            time.sleep(1)
+
+
+class Fail(pl.Callback):
+    """One rank raises at a batch."""
+
+    def __init__(self, rank: int, batch: int) -> None:
+        self.rank, self.batch = rank, batch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and batch_idx == self.batch:
+            raise RuntimeError("this one has failed")

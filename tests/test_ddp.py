@@ -1,0 +1,240 @@
+"""Several ranks on the CPU (gloo): the same numbers as one process, exact resume, and a name for the rank that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from runs import ROOT, assert_same_state, log, make_images, new_run, small_run, start_ranks, together, work
+
+from genlab.cli.build import build_model
+from genlab.cli.load import load_run
+from genlab.evaluation import Protocol, evaluate, generate
+from genlab.runs.checkpoint import load_checkpoint
+
+FAMILIES = ["ddpm", "flow", "gan", "gpt"]
+QUICK = ("evaluation=none", "callbacks.samples.count=0", "callbacks.final.count=0", "debug=null", "data.batch_size=8",
+         "data.limit_val=8", "schedule.log_every=8", "schedule.eval_every=0", "schedule.save_every=0",
+         "trainer.gradient_clip_val=null", "schedule.warmup=0")  # fmt: skip
+
+
+def config_of(family: str, folder: Path, *overrides: str, sgd: bool = False) -> DictConfig:
+    """A small run without batch norm; with plain gradient descent of rate 1, a step is the gradient."""
+    config = small_run(f"model={family}", folder, *QUICK, *overrides)
+    if sgd:
+        config.optimizer = OmegaConf.create({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0})
+        config.schedule.decay = "constant"
+    if family == "gan":
+        config.model.generator._target_ = "ddp_parts.Generator"
+    return config
+
+
+def weights_after(config: DictConfig, ranks: int) -> dict[str, torch.Tensor]:
+    config.trainer.devices = ranks
+    run = new_run(config)
+    assert work(run, ranks=ranks, allow="ddp_parts") == 0, log(run)
+    return load_checkpoint(run.last)["state_dict"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_those_of_one_process(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENLAB_ALLOW", "ddp_parts")
+    one_step = config_of(family, tmp_path, "schedule.max_samples=8", "resume=never", sgd=True)
+    alone = weights_after(one_step, 1)
+    shared = weights_after(one_step, 2)
+    one_step.trainer.accumulate_grad_batches = 2
+    accumulated = weights_after(one_step, 2)
+    before = build_model(one_step).state_dict()
+    moved = max(float((alone[k].float() - before[k].float()).abs().max()) for k in alone)
+    assert moved > 1e-3, "a step must move the weights"
+    for name, value in alone.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(shared[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(accumulated[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["ddpm", "gan", "gpt"])
+def test_ranks_hold_equal_parameters_after_20_steps(family: str, tmp_path: Path) -> None:
+    """The shipped networks, batch norm and its statistics included."""
+    config = small_run(
+        f"model={family}", tmp_path, *QUICK, "schedule.max_samples=160", "resume=never", "trainer.devices=2"
+    )
+    config.callbacks.extra = [{"_target_": "ddp_parts.Dump", "folder": str(tmp_path / "states")}]
+    run = new_run(config)
+    assert work(run, ranks=2, allow="ddp_parts") == 0, log(run)
+    first, second = (torch.load(tmp_path / "states" / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("family", ["ddpm", "gan"])
+def test_exact_resume_at_two_ranks(family: str, tmp_path: Path) -> None:
+    options = (*QUICK, "schedule.max_samples=240", "schedule.save_every=24", "schedule.eval_every=80", "resume=never",
+               "trainer.devices=2")  # fmt: skip
+    whole = new_run(small_run(f"model={family}", tmp_path, *options))
+    began = time.monotonic()
+    assert work(whole, ranks=2) == 0, log(whole)
+    duration = time.monotonic() - began
+    broken = new_run(small_run(f"model={family}", tmp_path, *options))
+    kills = 0
+    for share in (0.5, 0.6, 0.7):
+        processes = start_ranks(broken, 2)
+        time.sleep(share * duration)
+        running = [p for p in processes if p.exitcode is None]
+        for process in running:
+            os.kill(process.pid or 0, signal.SIGKILL)
+        for process in processes:
+            process.join()
+        kills += bool(running)
+    assert kills, "the run ended before it could be killed"
+    assert work(broken, ranks=2) == 0, log(broken)
+    assert_same_state(whole, broken)
+
+
+# ---- sampling and evaluation
+
+
+def _samples(path: str) -> Any:
+    loaded = load_run(path, device="cpu")
+    return {"data": generate(loaded.model, torch.arange(64)).data}
+
+
+@pytest.mark.parametrize("family", ["ddpm", "gan", "gpt"])
+def test_samples_are_bit_equal_on_1_2_3_ranks(family: str, tmp_path: Path) -> None:
+    run = new_run(small_run(f"model={family}", tmp_path, "model.chunk_size=8"))
+    assert work(run) == 0, log(run)
+    found = [together(ranks, _samples, str(run.path)) for ranks in (1, 2, 3)]
+    whole = found[0][0]["data"]
+    assert len(whole) == 64
+    assert len({bytes(x.numpy().tobytes()) if isinstance(x, torch.Tensor) else x for x in whole}) > 32
+    for states in found[1:]:
+        for state in states:
+            same = torch.equal(state["data"], whole) if isinstance(whole, torch.Tensor) else state["data"] == whole
+            assert same
+
+
+def _values(path: str, cache: str, options: dict[str, Any]) -> Any:
+    os.environ["GENLAB_DATA"] = f"{cache}-{torch.distributed.is_initialized() and torch.distributed.get_world_size()}"
+    loaded = load_run(path, device="cpu")
+    record = evaluate(loaded.model, loaded.data(), Protocol(**options), progress=False)
+    return {"values": record["values"], "missing": record["missing"], "floor": record.get("floor", {}).get("values")}
+
+
+def test_metrics_of_500_samples_are_equal_on_1_2_3_ranks(tmp_path: Path) -> None:
+    path = make_images(tmp_path / "many.npz", [1, 28, 28], 10, 700)
+    run = new_run(small_run("model=ddpm", tmp_path, f"data.path={path}", "sampler.steps=2"))
+    assert work(run) == 0, log(run)
+    metrics = ["fid", "kid", "inception_score", "precision_recall", "confident_09"]
+    options = {"metrics": metrics, "n": 500, "reference_split": "train", "extractor": "mnist-cnn", "floor": False,
+               "kid_subset_size": 200, "kid_subsets": 10}  # fmt: skip
+    found = [together(ranks, _values, str(run.path), str(tmp_path / "cache"), options) for ranks in (1, 2, 3)]
+    values = found[0][0]["values"]
+    assert not found[0][0]["missing"]
+    assert len(values) == 8
+    for states in found:
+        for state in states:
+            assert state["values"] == pytest.approx(values, rel=1e-6, abs=1e-12)
+
+
+def test_text_metrics_are_equal_on_1_2_3_ranks(tmp_path: Path) -> None:
+    run = new_run(small_run("model=gpt", tmp_path))
+    assert work(run) == 0, log(run)
+    for options in (
+        {"metrics": ["text_quality"], "n": 21, "reference_split": "train", "prompt": 8, "tokenize": "char"},
+        {"metrics": ["text_likelihood"], "reference_split": "val"},
+    ):
+        found = [together(ranks, _values, str(run.path), str(tmp_path / "cache"), options) for ranks in (1, 2, 3)]
+        values = found[0][0]["values"]
+        assert values
+        assert not found[0][0]["missing"]
+        for states in found:
+            for state in states:
+                assert state["values"] == pytest.approx(values, rel=1e-6)
+
+
+# ---- the real entry points
+
+
+def command(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> Any:
+    """train.py, or another script, as a user starts it."""
+    return subprocess.Popen(
+        [*(before or (sys.executable,)), *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "GENLAB_RUNS": str(folder / "runs"), "GENLAB_ALLOW": "ddp_parts",
+             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]), **environment},
+    )  # fmt: skip
+
+
+def arguments_of(folder: Path, *overrides: str) -> list[str]:
+    """The command line of a small GAN."""
+    path = make_images(folder / "images.npz", [1, 28, 28])
+    return ["train.py", "model=gan", "data=npz", f"data.path={path}", "data.shape=[1,28,28]", "data.num_classes=10",
+            "data.num_workers=0", "trainer=debug", "logger=none", *overrides]  # fmt: skip
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "runs").glob("*/*/status.json")
+    return found.parent
+
+
+@pytest.mark.parametrize(("part", "words"), [("Sleep", "rank 1 gave no sign for"), ("Fail", "rank 1: RuntimeError")])
+def test_the_rank_at_fault_is_named(part: str, words: str, tmp_path: Path) -> None:
+    extra = f"callbacks.extra=[{{_target_:ddp_parts.{part},rank:1,batch:3}}]"
+    options = ("evaluation=none", "schedule.max_samples=64", "trainer.devices=2", "rank_timeout_s=8", extra)
+    process = command(tmp_path, *arguments_of(tmp_path, *options))
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 1, output
+    (line,) = [line for line in output.splitlines() if line.startswith("genlab: error")]
+    assert words in line, output
+    status = OmegaConf.load(only_run(tmp_path) / "status.json")
+    assert status.state == "failed"
+    assert words in status.message
+
+
+def test_torchrun_and_parallel_evaluation(tmp_path: Path) -> None:
+    """Two processes of torchrun share one run; evaluate.py on two processes gives the values of the run itself."""
+    protocol = ("evaluation=debug", "evaluation.extractor=mnist-cnn", "evaluation.reference_split=train")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = command(tmp_path, *arguments_of(tmp_path, *protocol), before=torchrun)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    run = only_run(tmp_path)
+    config = OmegaConf.load(run / "config.yaml")
+    assert (config.trainer.devices, config.trainer.num_nodes) == (2, 1)
+    assert (run / "ranks" / "1.pulse").exists()
+    (record,) = (run / "evaluation").glob("fid_*.json")
+    values = OmegaConf.load(record).values
+    record.unlink()
+    process = command(tmp_path, "evaluate.py", f"run={run}", "devices=2")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    again = OmegaConf.load(record)
+    assert again.machine.ranks == 2
+    assert dict(again["values"]) == pytest.approx(dict(values() if callable(values) else values), rel=1e-6)
+
+
+def test_slurm(tmp_path: Path) -> None:
+    """srun's variables for two tasks of one node; no SLURM is needed to read them."""
+    common = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
+              "SLURM_JOB_NAME": "genlab", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0",
+              "SLURM_NTASKS_PER_NODE": "2"}  # fmt: skip
+    arguments = arguments_of(tmp_path, "evaluation=none")
+    processes = [
+        command(tmp_path, *arguments, **common, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in (0, 1)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    run = only_run(tmp_path)
+    assert OmegaConf.load(run / "status.json").state == "finished"
+    assert (run / "ranks" / "1.pulse").exists()
+    assert not list((tmp_path / "runs").glob(".slurm*")), "the announcement is taken back"
