@@ -1,4 +1,4 @@
-"""Several ranks on the CPU (gloo): the same numbers as one process, exact resume, and a name for the rank that hangs."""
+"""Several ranks on the CPU (gloo): the numbers of one process, exact resume, a name for the rank that hangs."""
 
 from __future__ import annotations
 

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 
+from genlab.callbacks.ema import EMA
 from genlab.callbacks.recorder import Recorder
-from genlab.errors import GenlabError
-from genlab.evaluation import evaluate, write_record
+from genlab.errors import Interrupted, Preempted
+from genlab.evaluation import Protocol, evaluate, write_record
 from genlab.models.base import GenerativeModel
 from genlab.runs.directory import RunDirectory
 
 
 class EvaluateWhileTraining(pl.Callback):
-    """Evaluates at every n-th validation, by the averaged weights (it stands before EMA); a metric that fails is a
-    warning and training goes on.
+    """Evaluates at every n-th validation, by the averaged weights; a metric that fails is a warning and training goes on.
+
+    The share of the run's time that this took is in `share`.
 
     Args:
         recorder: gets the row.
-        protocol: from conf/evaluation, or None.
+        protocol: of the run, from conf/evaluation, or None; what is run here is the same with at most `n` samples and
+            without a floor.
         run: where the record goes.
         every: validations between evaluations; 0 for never.
+        n: samples.
     """
 
-    def __init__(self, recorder: Recorder, protocol: Any, run: RunDirectory, every: int = 0) -> None:
-        self.recorder, self.protocol, self.run, self.every = recorder, protocol, run, every
+    def __init__(
+        self, recorder: Recorder, protocol: Protocol | None, run: RunDirectory, every: int = 0, n: int = 500
+    ) -> None:
+        self.recorder, self.run, self.every = recorder, run, every
+        self.protocol = protocol
+        if protocol is not None and every:
+            self.protocol = replace(protocol, n=min(protocol.n or n, n), floor=False, name=None)
         self.validations = 0
+        self.seconds = self._began = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+        order = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        assert order.index(type(self)) < order.index(EMA), "EMA stands before: it would have swapped the raw weights in"
+
+    @property
+    def share(self) -> float:
+        """Of the time since training began (in this process), what evaluation took."""
+        return self.seconds / max(time.perf_counter() - self._began, 1e-9)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModel)
@@ -35,12 +57,19 @@ class EvaluateWhileTraining(pl.Callback):
         last = pl_module.samples_seen >= pl_module.max_samples  # the final evaluation follows
         if self.protocol is None or not self.every or self.validations % self.every or last:
             return
+        ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
+        assert ema.raw is not None or not ema.average, "the averaged weights are not in place"
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        began = time.perf_counter()
         try:
-            record = evaluate(pl_module, data, self.protocol, seed=0, progress=False)
-        except (GenlabError, ValueError, ArithmeticError, OSError) as error:
+            record = evaluate(pl_module, data, self.protocol, weights="ema", seed=0, progress=False)
+        except (Interrupted, Preempted):
+            raise
+        except Exception as error:  # whatever it is, it must not cost the run
             warnings.warn(f"evaluation {self.protocol.name} failed, its value is missing: {error}")
             return
+        finally:
+            self.seconds += time.perf_counter() - began
         values = {f"val/{key}": value for key, value in record["values"].items() if value is not None}
         self.recorder.write(trainer, pl_module.samples_seen, values)
         if trainer.is_global_zero:

@@ -46,6 +46,7 @@ class Callbacks(Strict):
     checkpoint: Best | None = None
     final: Grid | None = None
     evaluate_every: Count = 0
+    evaluate_n: Positive = 500
     extra: list[Node] = []
 
 

@@ -126,7 +126,9 @@ def make_trainer(
         Conductor(events, pulse),
         recorder,
         SampleGrid(run.path / "samples", **options.samples),
-        EvaluateWhileTraining(recorder, instantiate(config.get("evaluation")), run, options.evaluate_every),
+        EvaluateWhileTraining(
+            recorder, instantiate(config.get("evaluation")), run, options.evaluate_every, options.evaluate_n
+        ),
         *(instantiate(node, Callback) for node in options.extra),
         ema,
         *([SampleProgress(recorder)] if settings["enable_progress_bar"] else []),
@@ -181,18 +183,22 @@ def finish(
         if trainer.is_global_zero:
             save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
     lines: list[str] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EvaluateWhileTraining) and callback.seconds:
+            lines.append(f"evaluation while training took {callback.seconds:.0f} s, {callback.share:.0%} of its time")
     protocol = instantiate(config.get("evaluation"))
     if protocol is not None:
         context = {"run": run.path.name, "model": config.name}
         try:
-            record = evaluate(model, data, protocol, seed=int(config.seed), context=context)
+            closest = run.path / "evaluation" / "closest.png"
+            record = evaluate(model, data, protocol, seed=int(config.seed), context=context, picture=closest)
         except (ConfigError, CheckpointError) as error:  # weights that are not to be had must not fail a trained run
-            lines = [f"{protocol.name}: not evaluated: {error}"]
+            lines.append(f"{protocol.name}: not evaluated: {error}")
         else:
             if trainer.is_global_zero:
                 write_record(record, run.path / "evaluation" / f"{protocol.name}.json")
                 recorder.write(trainer, model.samples_seen, rows_of(record))
-                lines = lines_of(record)
+                lines += lines_of(record)
     ema.swap_out(model)
     if trainer.is_global_zero:
         curves(run.metrics, run.path / "curves.png")
