@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from genlab.errors import CheckpointError, ConfigError
 from genlab.evaluation.classifier import SmallCNN
 from genlab.evaluation.files import sha256_of
+from genlab.evaluation.hub_extractors import clip, dinov2
 from genlab.evaluation.inception import inception_v3, inception_v3_fast
 from genlab.evaluation.network_extractor import EXTRACTORS, Extractor, NetworkExtractor, exact_float32
 
@@ -49,6 +50,8 @@ EXTRACTORS.update({
     "fashion-cnn": classifier,
     "inception-v3-compat": inception_v3,
     "inception-v3-compat-fast": inception_v3_fast,
+    "dinov2": dinov2,
+    "clip": clip,
 })  # fmt: skip
 
 
@@ -61,7 +64,7 @@ def load_extractor(
         name: a key of EXTRACTORS.
         batch: images in one call of the network; None: the extractor's own choice.
         device: where the network runs.
-        path: file of weights, instead of the shipped or cached one.
+        path: file of weights, instead of the shipped or cached one; for dinov2 and clip the model's folder.
 
     Raises:
         ConfigError: no such extractor, or its weights are not here.

@@ -113,7 +113,7 @@ def intra_fid(generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tens
     for label in classes:
         a, b = generated[labels == label], real[real_labels == label]
         if min(len(a), len(b)) < 2:
-            raise ValueError(f"label {label}: {len(a)} generated and {len(b)} real samples, a covariance needs 2 of both")
+            raise ValueError(f"label {label}: {len(a)} generated and {len(b)} real samples, FID needs 2 of both")
         values[label] = fid(a, b)
     return values
 
@@ -222,9 +222,7 @@ METRICS: dict[str, Metric] = {
     "precision_recall": Metric(("precision", "recall"), True, _precision_recall),
     "density_coverage": Metric(("density", "coverage"), True, _density_coverage),
     "intra_fid": Metric(("intra_fid", "intra_fid_worst", "intra_fid_worst_label"), True, _intra_fid),
-    "nearest_neighbours": Metric(
-        ("nearest_distance", "authenticity", "near_duplicates"), True, _nearest_neighbours
-    ),
+    "nearest_neighbours": Metric(("nearest_distance", "authenticity", "near_duplicates"), True, _nearest_neighbours),
     "inception_score": Metric(("inception_score", "inception_score_std"), False, _inception_score),
     "label_accuracy": Metric(("label_accuracy",), False, _label_accuracy),
     "confident_09": Metric(("confident_09",), False, _confident),

@@ -166,7 +166,7 @@ def _direct(queries: Tensor, items: Tensor, pairs: Tensor, first: int) -> Tensor
 
 
 def _merge(best: Tensor, index: Tensor, pairs: Tensor, first: int, squared: Tensor) -> tuple[Tensor, Tensor]:
-    """The k nearest of those so far, [n, k], and of the new pairs; a stable sort keeps the lowest index among equals."""
+    """The k nearest of those so far, [n, k], and of the new pairs; of equally near ones the lowest index."""
     counts = torch.bincount(pairs[:, 0], minlength=len(best))
     place = torch.arange(len(pairs)) - (counts.cumsum(0) - counts)[pairs[:, 0]]  # pairs are sorted by their rows
     fresh = torch.full((len(best), int(counts.max())), torch.inf, dtype=torch.float64)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from genlab.errors import ConfigError
 
-Loader = Callable[[str, "int | None", Any, "str | None"], "NetworkExtractor"]  # name, batch or None, device, path or None
+Loader = Callable[
+    [str, "int | None", Any, "str | None"], "NetworkExtractor"
+]  # name, batch or None, device, path or None
 EXTRACTORS: dict[str, Loader] = {}  # by name; filled by `genlab.evaluation.extractors`
 
 

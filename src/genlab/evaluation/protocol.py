@@ -26,7 +26,8 @@ class Protocol:
     Names follow a rule. A value is called METRIC_COUNT_SPLIT, e.g. `fid_50k_train`: 50,000 samples against the train
     split; `fid_50k_train5k` if only 5,000 of its items are the reference; the split is left out where no reference is
     used; `.proxy` is added below 10,000 samples or reference items, because such values compare only with each other.
-    The protocol is named as its first metric: `precision_recall_10k_test` gives `precision_10k_test` and `recall_10k_test`.
+    The protocol is named as its first metric: `precision_recall_10k_test`
+    gives `precision_10k_test` and `recall_10k_test`.
 
     Args:
         metrics: of images: keys of fidelity.METRICS (fid, kid, precision_recall, density_coverage, intra_fid,
@@ -36,7 +37,7 @@ class Protocol:
         reference_split: of the data set, against which samples are compared; for text, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
         extractor: name of a feature extractor, or an Extractor; null takes the data set's own.
-        extractor_path: its file of weights, instead of the shipped or cached one.
+        extractor_path: its file of weights, instead of the shipped or cached one; of dinov2 and clip the model's folder.
         labels: condition of item i: "balanced" (i % classes) or "train" (as frequent as in the train split).
         weights: which weights the caller is to load into the model.
         resize: height and width to which all images are resized before the extractor (bicubic, antialiased); null: not.
@@ -124,7 +125,7 @@ class Protocol:
         return Settings(**{name: getattr(self, name) for name in names})
 
     def key(self, output: str) -> str:
-        """The full name of a value or a metric: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `recall` -> `recall_10k_test`."""
+        """The full name of a value or metric: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `perplexity_val`."""
         parts = [output]
         counts = [self.n]
         if self.n is not None:
