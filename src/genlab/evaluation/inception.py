@@ -79,6 +79,7 @@ class _Folded(_Inception):
             )
             with torch.no_grad():
                 new.weight.copy_(old.weight.double() * scale[:, None, None, None])
+                assert new.bias is not None
                 new.bias.copy_(norm.bias.double() - norm.running_mean.double() * scale)
             block.conv, block.bn = new, nn.Identity()
         self.net.to(memory_format=torch.channels_last)

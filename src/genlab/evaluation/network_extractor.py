@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from genlab.errors import ConfigError
 
-Loader = Callable[
-    [str, "int | None", Any, "str | None"], "NetworkExtractor"
-]  # name, batch or None, device, path or None
-EXTRACTORS: dict[str, Loader] = {}  # by name; filled by `genlab.evaluation.extractors`
+# By name, from (name, batch or None, device, path or None); filled by `genlab.evaluation.extractors`.
+EXTRACTORS: dict[str, Callable[[str, int | None, Any, str | None], NetworkExtractor]] = {}
 
 
 @runtime_checkable

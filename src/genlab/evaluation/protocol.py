@@ -37,7 +37,7 @@ class Protocol:
         reference_split: of the data set, against which samples are compared; for text, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
         extractor: name of a feature extractor, or an Extractor; null takes the data set's own.
-        extractor_path: its file of weights, instead of the shipped or cached one; of dinov2 and clip the model's folder.
+        extractor_path: its file of weights, instead of the shipped or cached one; of dinov2 and clip the folder.
         labels: condition of item i: "balanced" (i % classes) or "train" (as frequent as in the train split).
         weights: which weights the caller is to load into the model.
         resize: height and width to which all images are resized before the extractor (bicubic, antialiased); null: not.
