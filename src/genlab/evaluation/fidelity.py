@@ -1,4 +1,4 @@
-"""Distribution metrics from gathered features, computed by torch-fidelity's own functions.
+"""Distribution metrics from gathered features, computed by torch-fidelity's own functions where it has them.
 
 "generated" is what is judged, "real" the reference. Rows are in the order of the seeds: KID's subsets and the splits of
 Inception Score go by row number.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from genlab.evaluation.neighbours import density_coverage, memorisation
 
 RNG_SEED = 2020  # torch-fidelity's default, for KID's subsets and the permutation of Inception Score
 PAIR_BLOCK = 10_000  # rows of a block of pairwise distances, as in Kynkaanniemi et al. 2019
@@ -25,6 +27,7 @@ class Settings:
     Attributes:
         kid_subsets, kid_subset_size: KID is a mean over so many random subsets of so many items.
         neighbours: k of improved precision and recall.
+        density_neighbours: k of density and coverage.
         splits: parts over which Inception Score is averaged.
         labelled: whether the classes of the logits are the labels of the data.
     """
@@ -32,6 +35,7 @@ class Settings:
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     neighbours: int = 3
+    density_neighbours: int = 5
     splits: int = 10
     labelled: bool = True
 
@@ -95,6 +99,23 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
         generated, real, prc_neighborhood=neighbours, prc_batch_size=PAIR_BLOCK, save_cpu_ram=large, verbose=False
     )
     return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+
+
+def intra_fid(generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor) -> dict[int, float]:
+    """FID within each class (Miyato and Koyama 2018, arXiv 1802.05637, section 4): by label.
+
+    Args:
+        generated, real: features [N, D], [M, D].
+        labels, real_labels: int64 [N], [M]; the same set of labels, each at least twice in both.
+    """
+    classes = torch.cat([labels, real_labels]).unique().tolist()
+    values = {}
+    for label in classes:
+        a, b = generated[labels == label], real[real_labels == label]
+        if min(len(a), len(b)) < 2:
+            raise ValueError(f"label {label}: {len(a)} generated and {len(b)} real samples, FID needs 2 of both")
+        values[label] = fid(a, b)
+    return values
 
 
 def label_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -161,6 +182,31 @@ def _confident(a: Rows, b: Rows, s: Settings) -> Values:
     return {"confident_09": confident(_label_logits(a, s))}
 
 
+def _density_coverage(a: Rows, b: Rows, s: Settings) -> Values:
+    _same_width(a["features"], b["features"])
+    if len(b["features"]) <= s.density_neighbours:
+        raise ValueError(
+            f"evaluation.density_neighbours is {s.density_neighbours}, there are {len(b['features'])} real samples"
+        )
+    density, coverage = density_coverage(a["features"], b["features"], s.density_neighbours)
+    return {"density": density, "coverage": coverage}
+
+
+def _intra_fid(a: Rows, b: Rows, s: Settings) -> Values:
+    for rows, which in ((a, "samples were not made for a label"), (b, "real items have no labels")):
+        if "labels" not in rows:
+            raise NotApplicable(f"the {which}")
+    values = intra_fid(a["features"], b["features"], a["labels"], b["labels"])
+    worst = max(values, key=lambda label: values[label])
+    mean = float(np.mean(list(values.values())))
+    return {"intra_fid": mean, "intra_fid_worst": values[worst], "intra_fid_worst_label": float(worst)}
+
+
+def _nearest_neighbours(a: Rows, b: Rows, s: Settings) -> Values:
+    _same_width(a["features"], b["features"])
+    return asdict(memorisation(a["features"], b["features"]))
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of images: the values it gives, whether they depend on the reference, and how they are computed."""
@@ -174,6 +220,9 @@ METRICS: dict[str, Metric] = {
     "fid": Metric(("fid",), True, _fid),
     "kid": Metric(("kid", "kid_std"), True, _kid),
     "precision_recall": Metric(("precision", "recall"), True, _precision_recall),
+    "density_coverage": Metric(("density", "coverage"), True, _density_coverage),
+    "intra_fid": Metric(("intra_fid", "intra_fid_worst", "intra_fid_worst_label"), True, _intra_fid),
+    "nearest_neighbours": Metric(("nearest_distance", "authenticity", "near_duplicates"), True, _nearest_neighbours),
     "inception_score": Metric(("inception_score", "inception_score_std"), False, _inception_score),
     "label_accuracy": Metric(("label_accuracy",), False, _label_accuracy),
     "confident_09": Metric(("confident_09",), False, _confident),

@@ -56,7 +56,7 @@ def variational_bound(
         return {key: value.cpu() for key, value in model.variational_bound(batch, terms=protocol.terms).items()}
 
     with torch.no_grad():
-        rows = sharded(len(ids), 1, protocol.batch, work, done)
+        rows = sharded(len(ids), 1, protocol.batch or 100, work, done)
     read = {
         "data": data.manifest.name,
         "split": split,
@@ -102,7 +102,7 @@ def text_likelihood(
         }
 
     with torch.no_grad():
-        rows = sharded(len(ids), 1, protocol.batch, work, done)
+        rows = sharded(len(ids), 1, protocol.batch or 100, work, done)
     tokens = int(rows["tokens"].sum())
     nats = -rows["sum"].sum().item() / max(tokens, 1)
     bytes_per_token = float(data.bytes_per_token(split))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -37,8 +37,7 @@ def grid(images: Tensor, nrow: int = 8) -> Image.Image:
     for i, image in enumerate(pixels):
         top, left = i // columns * (height + GAP), i % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = image
-    picture = _picture(sheet)
-    factor = 3 if max(height, width) <= SMALL // 2 else 2 if max(height, width) <= SMALL else 1
+    picture, factor = _picture(sheet), _factor(height, width)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
@@ -55,6 +54,39 @@ def save_grid(
         assert isinstance(samples.data, Tensor)
         samples = samples.data
     _write(path, grid(samples, nrow), {**facts, **(meta or {})})
+
+
+def save_pairs(
+    path: str | Path,
+    samples: Tensor,
+    nearest: Tensor,
+    distances: Tensor,
+    columns: int = 4,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes pairs as PNG, `columns` in a row: left the sample, right the real image nearest to it, below the distance.
+
+    Args:
+        samples, nearest: uint8 [N, C, H, W], C 1 or 3, N at least 1, of the same size.
+        distances: float [N], in the extractor's feature space; see `neighbours.closest_pairs`.
+        meta: what made the samples; the distances go along.
+    """
+    assert samples.shape == nearest.shape, f"{tuple(samples.shape)} samples, {tuple(nearest.shape)} real images"
+    assert len(distances) == len(samples), f"{len(samples)} pairs, {len(distances)} distances"
+    factor = _factor(*samples.shape[2:])
+    height, width = (side * factor for side in samples.shape[2:])
+    columns = min(columns, len(samples))
+    rows, line, space = math.ceil(len(samples) / columns), 14, 4 * GAP  # pixels of a caption, and between pairs
+    across, down = 2 * width + GAP + space, height + line + space
+    sheet = Image.new("RGB", (columns * across - space, rows * down - space), (BACKGROUND,) * 3)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(line - 3)
+    for i, pair in enumerate(zip(_pixels(samples), _pixels(nearest), strict=True)):
+        left, top = i % columns * across, i // columns * down
+        for x, pixels in zip((left, left + width + GAP), pair, strict=True):
+            sheet.paste(_picture(pixels).resize((width, height), Image.Resampling.NEAREST), (x, top))
+        words = f"{float(distances[i]):.4g}"
+        draw.text((left + width + GAP // 2, top + height + 1), words, fill=(0, 0, 0), font=font, anchor="ma")
+    _write(path, sheet, {"distances": [float(d) for d in distances], **(meta or {})})
 
 
 def save_png(path: str | Path, image: Tensor, meta: Mapping[str, Any] | None = None) -> None:
@@ -144,6 +176,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and "samples" in row:
             rows.append(row)
     return rows
+
+
+def _factor(height: int, width: int) -> int:
+    """How much small images are enlarged."""
+    return 3 if max(height, width) <= SMALL // 2 else 2 if max(height, width) <= SMALL else 1
 
 
 def _pixels(images: Tensor) -> np.ndarray:

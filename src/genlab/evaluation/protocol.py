@@ -22,23 +22,26 @@ class Protocol:
     Names follow a rule. A value is called METRIC_COUNT_SPLIT, e.g. `fid_50k_train`: 50,000 samples against the train
     split; `fid_50k_train5k` if only 5,000 of its items are the reference; the split is left out where no reference is
     used; `.proxy` is added below 10,000 samples or reference items, because such values compare only with each other.
-    The protocol is named as its first metric.
+    The protocol is named as its first metric: `precision_recall_10k_test`
+    gives `precision_10k_test` and `recall_10k_test`.
 
     Args:
-        metrics: of images: fid, kid, precision_recall, inception_score, label_accuracy, confident_09; of text:
-            text_likelihood; of images by their likelihood, alone: variational_bound. Empty: nothing is evaluated.
+        metrics: of images: keys of fidelity.METRICS (fid, kid, precision_recall, density_coverage, intra_fid,
+            nearest_neighbours, inception_score, label_accuracy, confident_09); of text: text_likelihood; of images by
+            their likelihood, alone: variational_bound. Empty: nothing is evaluated.
         n: how many samples are generated; for likelihoods, how many items are read (null: all of the split).
         reference_split: of the data set, against which samples are compared; for text, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
         extractor: name of a feature extractor, or an Extractor; null takes the data set's own.
-        extractor_path: its file of weights, instead of the shipped or cached one.
+        extractor_path: its file of weights, instead of the shipped or cached one; of dinov2 and clip the folder.
         labels: condition of item i: "balanced" (i % classes) or "train" (as frequent as in the train split).
         weights: which weights the caller is to load into the model.
         resize: height and width to which all images are resized before the extractor (bicubic, antialiased); null: not.
-        batch: images in one call of the extractor, or windows in one of the language model.
+        batch: images in one call of the extractor, or items in one of a model that judges given ones; null: the
+            extractor's own, or 100.
         chunk: images that are kept in memory at a time, rounded up to whole chunks of the model.
         floor: also measure real data of another split against the reference, which says what the best value is.
-        kid_subsets, kid_subset_size, neighbours, splits: see fidelity.Settings.
+        kid_subsets, kid_subset_size, neighbours, density_neighbours, splits: see fidelity.Settings.
         terms: of variational_bound: how many of the L_{t-1} are computed an item, at random times; null: all.
         prompt: of text_quality: tokens of a real window that the model goes on from, its rest the reference; 0: none.
         tokenize: of text_quality: "13a" (European languages), "zh" or "char".
@@ -58,12 +61,13 @@ class Protocol:
     labels: Literal["balanced", "train"] = "balanced"
     weights: Literal["ema", "raw"] = "ema"
     resize: Annotated[int, "ge 1"] | None = None
-    batch: Annotated[int, "ge 1"] = 100
+    batch: Annotated[int, "ge 1"] | None = None
     chunk: Annotated[int, "ge 1"] = 500
     floor: bool = True
     kid_subsets: Annotated[int, "ge 1"] = 100
     kid_subset_size: Annotated[int, "ge 2"] = 1000
     neighbours: Annotated[int, "ge 1"] = 3
+    density_neighbours: Annotated[int, "ge 1"] = 5
     splits: Annotated[int, "ge 1"] = 10
     terms: Annotated[int, "ge 1"] | None = None
     prompt: Annotated[int, "ge 0"] = 0
@@ -83,7 +87,8 @@ class Protocol:
             )
         if self.modality == "image" and not self.bound and self.n is None:
             raise ConfigError("evaluation.n: say how many samples are generated")
-        for key in ("n", "reference_n", "resize", "batch", "chunk", "kid_subsets", "neighbours", "splits"):
+        counts = ("n", "reference_n", "resize", "batch", "chunk", "kid_subsets", "neighbours", "density_neighbours")
+        for key in (*counts, "splits"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"evaluation.{key} is {value}: must be at least 1")
@@ -94,17 +99,13 @@ class Protocol:
         ):
             if getattr(self, key) not in choices:
                 raise ConfigError(f"evaluation.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
-        ruled = self.key(self._first()) if self.metrics else "none"
+        ruled = self.key(self.metrics[0]) if self.metrics else "none"
         if self.name is not None and self.name != ruled:
             raise ConfigError(
                 f"evaluation.name={self.name} does not say what it is: {self.n or 'all'} samples against the "
                 f"{self.reference_split} split are called {ruled}; leave evaluation.name out"
             )
         self.name = ruled
-
-    def _first(self) -> str:
-        first = self.metrics[0]
-        return first if first in (*TEXT_METRICS, *BOUND_METRICS) else METRICS[first].outputs[0]
 
     @property
     def modality(self) -> Literal["image", "text", "none", "mixed"]:
@@ -122,15 +123,16 @@ class Protocol:
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.kid_subsets, self.kid_subset_size, self.neighbours, self.splits)
+        names = ("kid_subsets", "kid_subset_size", "neighbours", "density_neighbours", "splits")
+        return Settings(**{name: getattr(self, name) for name in names})
 
     def key(self, output: str) -> str:
-        """The full name of a value: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `perplexity` -> `perplexity_val`."""
+        """The full name of a value or metric: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `perplexity_val`."""
         parts = [output]
         counts = [self.n]
         if self.n is not None:
             parts.append(_count(self.n))
-        if not any(output in metric.outputs for metric in METRICS.values() if not metric.uses_reference):
+        if not any(output in (name, *m.outputs) for name, m in METRICS.items() if not m.uses_reference):
             parts.append(self.reference_split + ("" if self.reference_n is None else _count(self.reference_n)))
             counts.append(self.reference_n)
         proxy = self.lowered_from is not None or any(count is not None and count < FULL_COUNT for count in counts)

@@ -1,0 +1,153 @@
+"""DINOv2 and CLIP as extractors, from a Hugging Face model folder on disk. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.errors import ConfigError
+from genlab.evaluation.files import sha256_of
+from genlab.evaluation.network_extractor import NetworkExtractor
+
+WEIGHTS = "model.safetensors"
+DINOV2_SIZE = 224  # of Stein et al. 2023, whatever size the model was made for: DINOv2 interpolates its positions
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, deviation of pixels in [0, 1]
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class _Vision(nn.Module):
+    """uint8 [B, 3, H, W] -> (features float32 [B, D],): resize, normalise, network.
+
+    Args:
+        network: a model of transformers that takes pixel_values.
+        output: which of its outputs, [B, D].
+        size: height and width that it gets.
+        crop: resize the shorter side and cut the middle out (CLIP), instead of both sides (DINOv2).
+        moments: mean and deviation of each channel of pixels in [0, 1].
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, network: nn.Module, output: str, size: int, crop: bool, moments: tuple[tuple[float, ...], ...]
+    ) -> None:
+        super().__init__()
+        self.network, self.output, self.size, self.crop = network, output, size, crop
+        for name, values in zip(("mean", "deviation"), moments, strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float32 [B, 3, size, size], what the network gets.
+
+        Resized as uint8, which torch does on the CPU only: the same bytes as by Pillow, which the models' authors use.
+        """
+        height, width = images.shape[2:]
+        target = (self.size, self.size)
+        if self.crop:
+            short = min(height, width)
+            target = (self.size * height // short, self.size * width // short)
+        x = images
+        if target != (height, width):
+            x = F.interpolate(images.cpu(), target, mode="bicubic", antialias=True, align_corners=False)
+        top, left = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        x = x[:, :, top : top + self.size, left : left + self.size].to(images.device)
+        return (x.float() / 255 - self.mean) / self.deviation
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (getattr(self.network(pixel_values=self.pixels(images)), self.output),)
+
+
+def dinov2(name: str, batch: int | None, device: torch.device | str, path: str | None = None) -> NetworkExtractor:
+    """DINOv2's class token after the last layer norm, as in FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675).
+
+    Images of any size are resized to 224x224, bicubic and antialiased, and normalised as ImageNet's.
+
+    Args:
+        name, batch, device: see load_extractor.
+        path: folder with config.json and model.safetensors of a Dinov2Model (the paper: dinov2-large).
+
+    Raises:
+        ConfigError: no folder is given, or it is not such a model.
+    """
+    from transformers import Dinov2Model
+
+    network, digest, _ = _load(name, path, Dinov2Model, ("dinov2",))
+    vision = _Vision(network, "pooler_output", DINOV2_SIZE, False, IMAGENET)
+    resize = f"to {DINOV2_SIZE}x{DINOV2_SIZE}, bicubic, antialiased (inside the extractor)"
+    return NetworkExtractor(
+        name, vision, digest, channels=3, size=None, resize=resize, has_logits=False, batch=batch or 50, device=device
+    )
+
+
+def clip(name: str, batch: int | None, device: torch.device | str, path: str | None = None) -> NetworkExtractor:
+    """CLIP's projected image embedding, not normalised (Radford et al. 2021, arXiv 2103.00020).
+
+    The shorter side is resized to the model's size, bicubic and antialiased, and the middle cut out.
+
+    Args:
+        name, batch, device: see load_extractor.
+        path: folder with config.json and model.safetensors of a CLIPModel or CLIPVisionModelWithProjection.
+
+    Raises:
+        ConfigError: no folder is given, or it is not such a model.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    network, digest, config = _load(name, path, CLIPVisionModelWithProjection, ("clip", "clip_vision_model"))
+    size = int(config.image_size)
+    vision = _Vision(network, "image_embeds", size, True, CLIP)
+    resize = f"shorter side to {size}, bicubic, antialiased, centre cut out (inside the extractor)"
+    return NetworkExtractor(
+        name, vision, digest, channels=3, size=None, resize=resize, has_logits=False, batch=batch or 50, device=device
+    )
+
+
+def _load(name: str, path: str | None, kind: Any, types: tuple[str, ...]) -> tuple[nn.Module, str, Any]:
+    """The model in eval mode and float32, the sha256 of its weights, and its config.
+
+    Raises:
+        ConfigError: see dinov2, clip.
+    """
+    asked = f"evaluation.extractor={name}"
+    if not path:
+        raise ConfigError(
+            f"{asked}: set evaluation.extractor_path to the folder of a Hugging Face {kind.__name__} (config.json "
+            f"and {WEIGHTS}); nothing is downloaded"
+        )
+    folder = Path(path)
+    absent = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
+    if absent:
+        raise ConfigError(f"evaluation.extractor_path={path}: no {' and no '.join(absent)} there, {asked} needs them")
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"evaluation.extractor_path={path}: config.json cannot be read: {error}") from error
+    if found not in types:
+        raise ConfigError(
+            f"evaluation.extractor_path={path}: its model_type is {found!r}, {asked} takes {' or '.join(types)}"
+        )
+    from transformers.utils import logging
+
+    shown = logging.get_verbosity()
+    logging.set_verbosity_error()  # CLIP's text half is left out on purpose
+    try:
+        network, facts = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # whatever transformers and safetensors raise, the folder is at fault
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"evaluation.extractor_path={path}: no {kind.__name__} could be read: {reason}") from error
+    finally:
+        logging.set_verbosity(shown)
+    wrong = [*facts["missing_keys"], *facts["mismatched_keys"]]
+    if wrong:
+        raise ConfigError(
+            f"evaluation.extractor_path={path}: {WEIGHTS} lacks {len(wrong)} weights of {kind.__name__}: {wrong[0]}"
+        )
+    return network, sha256_of(folder / WEIGHTS), network.config
