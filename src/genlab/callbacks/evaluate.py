@@ -18,7 +18,7 @@ from genlab.runs.directory import RunDirectory
 
 
 class EvaluateWhileTraining(pl.Callback):
-    """Evaluates at every n-th validation, by the averaged weights; a metric that fails is a warning and training goes on.
+    """Evaluates at every n-th validation, by the averaged weights; a metric that fails costs a warning, not the run.
 
     The share of the run's time that this took is in `share`.
 

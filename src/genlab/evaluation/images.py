@@ -81,7 +81,7 @@ class ImageEvaluation:
         protocol, real, extractor = self.protocol, self.real, self.extractor
         with bar(self.progress, f"{protocol.name}: real images", len(real.ids)) as shown:
             reference = real.features(protocol.chunk, shown.update)
-        wanted = picture is not None and "neighbours" in protocol.metrics
+        wanted = picture is not None and "nearest_neighbours" in protocol.metrics
         began = time.perf_counter()
 
         def work(start: int, stop: int) -> dict[str, Tensor]:
