@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,19 @@ class ImageEvaluation:
 
         Measured on one chunk and on one batch of the extractor. Every rank must call it.
         """
-        began = time.perf_counter()
         count = min(judged.unit if judged.unit > 1 else self.extractor.batch, judged.n)
-        self.extractor.features(resized(judged.read(0, count).data, self.protocol.resize))  # type: ignore[arg-type]
-        item = (time.perf_counter() - began) / count
+
+        def judge() -> None:
+            images: Any = judged.read(0, count).data
+            self.extractor.features(resized(images, self.protocol.resize))
+
+        item = _timed(judge) / count
         waiting = [r for r in (self.real, self.other) if r is not None and not r.cached()]
         real = 0.0
         if waiting:
-            began = time.perf_counter()
-            count = min(self.extractor.batch, len(waiting[0].ids))
-            self.extractor.features(waiting[0].batch(0, count)["image"])
-            real = (time.perf_counter() - began) / count * sum(len(r.ids) for r in waiting)
+            size = min(self.extractor.batch, len(waiting[0].ids))
+            once = _timed(lambda: self.extractor.features(waiting[0].batch(0, size)["image"]))
+            real = once / size * sum(len(r.ids) for r in waiting)
         return from_first_rank(lambda: (item, real))
 
     def record(self, judged: Judged, picture: Path | None = None) -> dict[str, Any]:
@@ -167,6 +170,17 @@ def _extractor(protocol: Protocol, data: Any, device: torch.device) -> Extractor
     return load_extractor(name, batch=protocol.batch, device=device, path=protocol.extractor_path)
 
 
+def _timed(function: Callable[[], Any], short_s: float = 3.0) -> float:
+    """Seconds of a call; of a second one where the first is short, since it also warms up."""
+    for _ in range(2):
+        began = time.perf_counter()
+        function()
+        seconds = time.perf_counter() - began
+        if seconds > short_s:
+            break
+    return seconds
+
+
 def lowered(protocol: Protocol, judged_unit: int, item_s: float, real_s: float, minutes: float) -> Protocol:
     """The protocol with as many samples as `minutes` allow, in whole chunks, its values then called proxies.
 
@@ -181,5 +195,8 @@ def lowered(protocol: Protocol, judged_unit: int, item_s: float, real_s: float, 
     n = fits // judged_unit * judged_unit
     if n < 2:
         least = (real_s + max(2, judged_unit) * item_s) / 60
-        raise ConfigError(f"max_minutes={minutes:g}: the smallest evaluation takes about {least:.1f} minutes here.")
+        raise ConfigError(
+            f"max_minutes={minutes:g}: the smallest evaluation takes about {least:.1f} minutes here, {real_s / 60:.1f} "
+            "of them for real images, whose features are kept for the next time."
+        )
     return protocol if n >= protocol.n else replace(protocol, n=n, lowered_from=protocol.n, name=None)
