@@ -1,11 +1,10 @@
-"""Evaluation: metrics against torch-fidelity and closed forms, protocols, the record, the cache, ranks, pictures."""
+"""Evaluation: protocols, the record, the cache, ranks, text. Metrics, extractors, pictures have their own files."""
 
 from __future__ import annotations
 
 import json
 import math
 import multiprocessing
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,44 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from PIL import Image
+from synthetic import blobs
 from torch import Tensor, nn
 
-from genlab import noise
 from genlab.cli.targets import instantiate
-from genlab.data.images import Npz, StandardImages
-from genlab.errors import CheckpointError, ConfigError
-from genlab.evaluation import Extractor, Protocol, evaluate, load_extractor, write_record
+from genlab.data.images import Npz
+from genlab.errors import ConfigError
+from genlab.evaluation import Protocol, evaluate, write_record
 from genlab.evaluation.evaluator import describe
-from genlab.evaluation.extractors import WEIGHTS, NetworkExtractor
-from genlab.evaluation.fidelity import Settings, fid, inception_score, kid, measure, precision_recall
-from genlab.evaluation.pictures import curves, grid, read_meta, save_grid, save_png
+from genlab.evaluation.fidelity import fid
 from genlab.evaluation.reference import RealImages, resized, subset
 from genlab.evaluation.sharding import bounds, sharded
 from genlab.samples import Samples
-
-N = 500
-
-
-def blobs(seeds: Tensor, shift: float = 0.0) -> Tensor:
-    """Smooth random grey images, one a seed, uint8 [N, 1, 28, 28]."""
-    coarse = noise.uniform(seeds, 0, (1, 7, 7)) ** (2 + shift)
-    return F.interpolate(coarse * 255, (28, 28), mode="bicubic").clamp(0, 255).round().to(torch.uint8)
-
-
-@pytest.fixture(scope="module")
-def first() -> Tensor:
-    return blobs(torch.arange(N))
-
-
-@pytest.fixture(scope="module")
-def second() -> Tensor:
-    return blobs(torch.arange(10_000, 10_000 + N), shift=0.5)
-
-
-@pytest.fixture(scope="module")
-def cnn() -> NetworkExtractor:
-    return load_extractor("mnist-cnn")
 
 
 @pytest.fixture
@@ -137,183 +110,6 @@ def make_data(folder: Path, offset: int = 0) -> Npz:
 def small(**options: Any) -> Protocol:
     defaults: dict[str, Any] = {"metrics": ["fid", "label_accuracy", "confident_09"], "n": 40, "chunk": 16, "batch": 10}
     return Protocol(**{**defaults, "extractor": Corner(), **options})
-
-
-# ---- metrics
-
-
-def test_equal_to_torch_fidelity(first: Tensor, second: Tensor, cnn: NetworkExtractor) -> None:
-    """Same numbers as torch_fidelity.calculate_metrics with mnist-cnn registered as one of its extractors."""
-    import torch_fidelity
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
-    class Registered(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
-            super().__init__(name, features_list)
-            self.network = cnn.network
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return "features", "logits"
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "logits" if metric == "isc" else "features"
-
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            out = dict(zip(("features", "logits"), self.network(images), strict=True))
-            return tuple(out[name] for name in self.features_list)
-
-    class Listed(torch.utils.data.Dataset):
-        def __init__(self, images: Tensor) -> None:
-            self.images = images
-
-        def __len__(self) -> int:
-            return len(self.images)
-
-        def __getitem__(self, i: int) -> Tensor:
-            return self.images[i]
-
-    torch_fidelity.register_feature_extractor("test-mnist-cnn", Registered)
-    try:
-        theirs = torch_fidelity.calculate_metrics(
-            input1=Listed(first), input2=Listed(second), feature_extractor="test-mnist-cnn", batch_size=100,
-            fid=True, kid=True, isc=True, prc=True, kid_subsets=20, kid_subset_size=200,
-            cuda=False, save_cpu_ram=True, cache=False, verbose=False,
-        )  # fmt: skip
-    finally:
-        del FEATURE_EXTRACTORS_REGISTRY["test-mnist-cnn"]
-    metrics = ["fid", "kid", "precision_recall", "inception_score"]
-    settings = Settings(kid_subsets=20, kid_subset_size=200)
-    ours, missing = measure(metrics, cnn.features(first), cnn.features(second), settings)
-    assert not missing
-    names = {
-        "fid": "frechet_inception_distance",
-        "kid": "kernel_inception_distance_mean",
-        "kid_std": "kernel_inception_distance_std",
-        "precision": "precision",
-        "recall": "recall",
-        "inception_score": "inception_score_mean",
-        "inception_score_std": "inception_score_std",
-    }
-    assert ours["fid"] > 0.1  # the sets differ, so that a relative comparison means something
-    assert {name: ours[name] for name in names} == {
-        name: pytest.approx(theirs[key], rel=1e-6) for name, key in names.items()
-    }
-
-
-def test_metrics_closed_forms() -> None:
-    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
-    offset = torch.tensor([1.0, 0, 0, -2.0, 0, 0])
-    assert fid(x, x) == pytest.approx(0, abs=1e-9)
-    assert fid(x + offset, x) == pytest.approx(5, rel=1e-5)  # equal covariances: |difference of the means|^2
-    # A = 3 x has covariance 9 S: tr(S + 9 S - 2 sqrt(9 S^2)) = 4 tr S
-    centred = (x - x.mean(0)).double()
-    trace = (centred.square().sum(0) / 399).sum().item()
-    assert fid(3 * centred, centred) == pytest.approx(4 * trace, rel=1e-9)
-    assert precision_recall(x, x) == (1.0, 1.0)
-    assert precision_recall(x + 100, x) == (0.0, 0.0)
-    assert kid(x + 100, x, 5, 100)[0] > 1 > abs(kid(x, x, 5, 100)[0])
-    sure = 100.0 * F.one_hot(torch.arange(4000) % 10, 10).float()
-    assert inception_score(sure, 1)[0] == pytest.approx(10, rel=1e-6)
-    assert inception_score(torch.zeros(100, 10))[0] == pytest.approx(1, rel=1e-6)
-
-
-def test_order_does_not_matter(first: Tensor, second: Tensor, cnn: NetworkExtractor) -> None:
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    a, b = cnn.features(first)["features"], cnn.features(second)["features"]
-    assert fid(a[order], b) == pytest.approx(fid(a, b), rel=1e-9)
-    assert precision_recall(a[order], b) == pytest.approx(precision_recall(a, b), rel=1e-6)
-    assert kid(a[order], b, 1, N)[0] == pytest.approx(kid(a, b, 1, N)[0], rel=1e-4)  # torch-fidelity's is float32
-
-
-def test_features_do_not_depend_on_batching(first: Tensor, cnn: NetworkExtractor) -> None:
-    whole = cnn.features(first[:250])
-    assert whole["features"].shape == (250, 128)
-    assert whole["logits"].shape == (250, 10)
-    assert {v.dtype for v in whole.values()} == {torch.float32}
-    for key in whole:
-        assert torch.equal(torch.cat([cnn.features(part)[key] for part in first[:250].split(37)]), whole[key])
-    order = torch.randperm(250, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(cnn.features(first[order])["features"], whole["features"][order])
-
-
-def test_extractor_is_exact_and_leaves_settings(first: Tensor, cnn: NetworkExtractor) -> None:
-    """bfloat16 autocast and reduced float32 precision around it change nothing, and stay as they were."""
-    plain = cnn.features(first[:20])["features"]
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(cnn.features(first[:20])["features"], plain)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert isinstance(cnn, Extractor)
-
-
-def test_extractor_refuses(tmp_path: Path, cnn: NetworkExtractor, cache: Path) -> None:
-    with pytest.raises(ConfigError, match=r"takes images of 1 channel.*these have 3"):
-        cnn.features(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
-    with pytest.raises(ConfigError, match=r"28x28.*32x32.*evaluation.resize=28"):
-        cnn.features(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
-    with pytest.raises(ConfigError, match="no such extractor"):
-        load_extractor("mnist")
-    with pytest.raises(ConfigError, match="no weights at"):
-        load_extractor("inception-v3-compat")
-    damaged = tmp_path / "mnist-cnn.safetensors"
-    content = bytearray((WEIGHTS / "mnist-cnn.safetensors").read_bytes())
-    content[-5] ^= 1
-    damaged.write_bytes(content)
-    shutil.copy(WEIGHTS / "mnist-cnn.json", tmp_path)
-    with pytest.raises(CheckpointError, match="sha256"):
-        load_extractor("mnist-cnn", path=str(damaged))
-
-
-@pytest.mark.parametrize("name", ["mnist-cnn", "fashion-cnn"])
-def test_shipped_weights(name: str) -> None:
-    card = json.loads((WEIGHTS / f"{name}.json").read_text())
-    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 1_000_000
-    assert card["test"]["accuracy"] >= {"mnist-cnn": 0.994, "fashion-cnn": 0.93}[name]
-    assert card["command"] == f"python scripts/train_classifier.py {name}"
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(("name", "data_name"), [("mnist-cnn", "mnist"), ("fashion-cnn", "fashion_mnist")])
-def test_accuracy_on_real_images(name: str, data_name: str) -> None:
-    """The card's accuracy is found again on 2,000 images (within four deviations), of the data that the card names."""
-    from genlab.data.fetch import present
-
-    if not present(data_name):
-        pytest.skip(f"{data_name} is not in the cache: python scripts/fetch_data.py {data_name}")
-    data = StandardImages(data_name, shape=[1, 28, 28], num_classes=10)
-    extractor = load_extractor(name)
-    card = json.loads((WEIGHTS / f"{name}.json").read_text())
-    ids = torch.from_numpy(subset(len(data.source("test")), 2000))
-    rows = data.source("test").batch(ids, torch.zeros_like(ids))
-    right = extractor.features(rows["image"])["logits"].argmax(1) == rows["label"]
-    expected = card["test"]["accuracy"]
-    deviation = math.sqrt(expected * (1 - expected) / 2000)
-    assert right.double().mean().item() == pytest.approx(expected, abs=4 * deviation)
-    assert data.manifest.splits["test"]["sha256"] == card["data"]["test"]
-
-
-def test_failing_metrics_are_stated() -> None:
-    rows = {"features": torch.randn(40, 4), "logits": torch.randn(40, 10)}
-    with pytest.warns(UserWarning, match="kid has no value"):
-        values, missing = measure(["fid", "kid"], rows, rows, Settings())
-    assert values["kid"] is None
-    assert values["kid_std"] is None
-    assert "kid_subset_size is 1000, there are 40" in missing["kid"]
-    assert values["fid"] == pytest.approx(0, abs=1e-6)
-    broken = {"features": torch.full((40, 4), math.nan)}
-    with pytest.warns(UserWarning, match="not finite"):
-        values, missing = measure(["fid"], broken, rows, Settings())
-    assert values == {"fid": None}
-    # The converted Inception has no logits: Inception Score is refused, not faked.
-    values, missing = measure(["inception_score"], {"features": rows["features"]}, rows, Settings())
-    assert values == {"inception_score": None, "inception_score_std": None}
-    assert "no logits" in missing["inception_score"]
 
 
 # ---- protocols
@@ -656,50 +452,6 @@ def test_describe() -> None:
     assert described["a"] == {"_target_": f"{__name__}.PaintSampler", **asdict(PaintSampler())}
     assert described["b"][:2] == [1, None]
     assert json.loads(json.dumps(described)) == described
-
-
-# ---- pictures
-
-
-def test_grid() -> None:
-    images = torch.stack([torch.full((1, 28, 28), 10 * i, dtype=torch.uint8) for i in range(5)])
-    picture = grid(images, nrow=3)
-    pixels = np.asarray(picture)
-    assert pixels.shape == (3 * (2 * 28 + 2), 3 * (3 * 28 + 4))
-    assert pixels[0, 0] == 0
-    assert pixels[0, 3 * 30] == 10  # second image of the first row
-    assert pixels[0, 3 * 28] == 255  # the gap
-    assert pixels[3 * 30, 3 * 30] == 40  # fifth: second row, second column
-    assert pixels[-1, -1] == 255  # no sixth image
-    assert grid(torch.zeros(2, 3, 128, 128, dtype=torch.uint8)).size == (258, 128)
-
-
-def test_png_metadata(tmp_path: Path) -> None:
-    meta = {"model": "ddpm", "run": "数字 run", "seed": 7, "label": 3, "sampler": {"steps": 20}}
-    image = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    save_png(tmp_path / "ü" / "one.png", image, meta)
-    assert read_meta(tmp_path / "ü" / "one.png") == meta
-    with Image.open(tmp_path / "ü" / "one.png") as picture:
-        assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
-    samples = Samples("image", image[None].expand(4, -1, -1, -1).contiguous(), labels=torch.arange(4),
-                      seeds=torch.arange(10, 14), meta={"guidance_scale": 2.0})  # fmt: skip
-    save_grid(tmp_path / "grid.png", samples, 2, {"run": "r"})
-    assert read_meta(tmp_path / "grid.png") == {
-        "guidance_scale": 2.0, "seeds": [10, 11, 12, 13], "labels": [0, 1, 2, 3], "run": "r",
-    }  # fmt: skip
-
-
-def test_curves(tmp_path: Path) -> None:
-    rows = [{"samples": 128 * i, "time": float(i), "train/loss": 1 / i, "train/lr": None} for i in range(1, 100)]
-    rows += [{"samples": 4000 * i, "time": 1.0, "val/loss": 1 / i, "val/fid_1k_test.proxy": 50 / i} for i in (1, 2, 3)]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"samples": 12, "tra', encoding="utf-8")
-    assert curves(path, tmp_path / "curves.png") is True
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (920, 320)  # two panels: loss (train and val), fid
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    assert curves(tmp_path / "missing.jsonl", tmp_path / "none.png") is False
-    assert not (tmp_path / "none.png").exists()
 
 
 def test_variational_bound_of_a_diffusion_model(tmp_path: Path) -> None:

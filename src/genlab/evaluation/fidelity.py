@@ -102,7 +102,7 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tu
 
 
 def intra_fid(generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor) -> dict[int, float]:
-    """FID within each class (Miyato and Koyama 2018, arXiv 1802.05637, section 4): by label.
+    """FID within each class (Miyato and Koyama 2018, arXiv 1802.05637): by label.
 
     Args:
         generated, real: features [N, D], [M, D].

@@ -45,7 +45,7 @@ class _Vision(nn.Module):
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, 3, size, size], what the network gets.
 
-        Resized as uint8, which torch does on the CPU only: the same bytes as by Pillow, which the models' authors use.
+        Resized as uint8, which torch does on the CPU only: nearest to Pillow, which the models' authors use.
         """
         height, width = images.shape[2:]
         target = (self.size, self.size)

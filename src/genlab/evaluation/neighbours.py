@@ -29,8 +29,8 @@ class Memorisation:
 
     Attributes:
         nearest_distance: median over g of |g - r(g)|.
-        authenticity: share of samples with |g - r(g)| > d(r(g)) (Alaa et al. 2022, arXiv 2102.08921, section 3.3, in
-            this feature space); about 1/2 for new real items, less when items are copied.
+        authenticity: share of samples with |g - r(g)| > d(r(g)) (Alaa et al. 2022, arXiv 2102.08921, in this
+            feature space); about 1/2 for new real items, less when items are copied.
         near_duplicates: share of samples with |g - r(g)| <= d(r(g)) / 2. Half is the largest factor for which the balls
             of two items cannot overlap, so such a sample points to a single item. Items that have duplicates
             themselves have d = 0: only exact copies of those count.
