@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
@@ -52,7 +53,7 @@ def train(config: DictConfig) -> float | None:
     run, config = open_run(with_debug(config, HydraConfig.get().runtime.choices))
     with run.lock() as lock:
         OmegaConf.save(config, run.config)
-        write_json(run.path / "environment.json", environment(sys.orig_argv[1:]))
+        write_json(run.path / "environment.json", {**environment(sys.orig_argv[1:]), **sweep()})
         (run.path / "result.json").unlink(missing_ok=True)
         code = launch(run, config, lock)
     if code:
@@ -63,6 +64,12 @@ def train(config: DictConfig) -> float | None:
         print(f"genlab: error: the worker ended without a result; see {run.path}", file=sys.stderr)
         raise SystemExit(1)
     return result["value"]
+
+
+def sweep() -> dict[str, str]:
+    """The sweep that this job belongs to, by its folder's name, so that a sweep's runs can be found again."""
+    settings = HydraConfig.get()
+    return {"sweep": Path(settings.sweep.dir).name} if settings.mode == RunMode.MULTIRUN else {}
 
 
 def with_debug(config: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
