@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
@@ -57,7 +58,7 @@ def train(config: DictConfig) -> float | None:
         fit_devices(config, here)  # once more: a run that goes on has its own configuration
         with run.lock() as lock:
             OmegaConf.save(config, run.config)
-            write_json(run.path / "environment.json", environment(sys.orig_argv[1:]))
+            write_json(run.path / "environment.json", {**environment(sys.orig_argv[1:]), **sweep()})
             (run.path / "result.json").unlink(missing_ok=True)
             shutil.rmtree(run.path / "ranks", ignore_errors=True)  # reports and pulses of an earlier start
             (run.path / "ranks").mkdir()
@@ -106,6 +107,12 @@ def fit_devices(config: DictConfig, here: Place) -> None:
             f"data.batch_size={config.data.batch_size} must be a multiple of the {here.world} processes x "
             f"trainer.accumulate_grad_batches = {share}."
         )
+
+
+def sweep() -> dict[str, str]:
+    """The sweep that this job belongs to, by its folder's name, so that a sweep's runs can be found again."""
+    settings = HydraConfig.get()
+    return {"sweep": Path(settings.sweep.dir).name} if settings.mode == RunMode.MULTIRUN else {}
 
 
 def with_debug(config: DictConfig, choices: Mapping[str, Any]) -> DictConfig:

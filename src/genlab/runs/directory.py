@@ -23,12 +23,20 @@ NOT_HASHED = ("runs_dir", "resume", "logger", "rank_timeout_s", "data.num_worker
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one, whole, also after a crash."""
+    """Writes JSON as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically: a reader sees the old file or the new one, whole, also after a crash.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,0 +1,61 @@
+"""Numbers, durations and text as a person reads them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+NONE = "-"  # nothing there
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; thousands separated; powers of ten only outside 1e-4 to 1e7."""
+    if value is None:
+        return NONE
+    if isinstance(value, int):
+        return f"{value:,}"
+    size = abs(value)
+    if size == 0 or 1e-4 <= size < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= size < 1e7 else f"{value:.3e}"
+
+
+def mean_sd(mean: float, sd: float | None) -> str:
+    """Mean ± sample standard deviation: two digits of the deviation, and as many decimals of the mean."""
+    if sd is None:
+        return number(mean)
+    if sd == 0 or not math.isfinite(sd):
+        return f"{number(mean)} ± {number(float(sd))}"
+    if abs(mean) >= 1e7 or max(abs(mean), sd) < 1e-4:
+        return f"{mean:.3e} ± {sd:.1e}"
+    decimals = min(max(0, 1 - math.floor(math.log10(sd))), 8)
+    return f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}"
+
+
+def duration(seconds: float | None, sd: float | None = None) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds is None:
+        return NONE
+    unit, name = next(((u, n) for u, n in ((3600.0, "h"), (60.0, "min")) if seconds >= 2 * u), (1.0, "s"))
+    if sd is None:
+        return f"{seconds / unit:.3g} {name}"
+    return f"{mean_sd(seconds / unit, sd / unit)} {name}"
+
+
+def shown(value: Any) -> str:
+    """A value of a configuration or record; digests shortened to 12 digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        digest = len(value) == 64 and all(c in "0123456789abcdef" for c in value)
+        return value[:12] if digest else clean(value)
+    if isinstance(value, bool | list | dict):
+        return clean(json.dumps(value, ensure_ascii=False, default=str))
+    return str(value)
+
+
+def clean(text: str) -> str:
+    """One line that any terminal and any UTF-8 file takes: control characters and lone surrogates are replaced."""
+    text = " ".join(text.split()).encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

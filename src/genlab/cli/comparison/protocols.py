@@ -1,0 +1,143 @@
+"""What decides a value of a metric record, in three parts, and how records of the same name differ in it.
+
+measured: reference, extractor, resizing, number of samples, settings of the metric, torch-fidelity. Values that differ
+    here do not compare.
+sampled: weights, sampler, network evaluations, guidance, labels. Values that differ here compare model and sampler
+    together.
+incidental: machine, dtype, ranks, chunks, other libraries. They move the last digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from genlab.cli.comparison.differences import ABSENT, TARGET, differences, same
+from genlab.cli.comparison.numbers import shown
+
+# Fields of the protocol that another part of the record states as it was in fact.
+STATED = {
+    "generated": ("n", "labels"),
+    "model": ("weights",),
+    "extractor": ("extractor", "extractor_path"),
+    "reference": ("reference_split", "reference_n"),
+    "resize": ("resize",),
+}
+NOT_DECISIVE = ("metrics", "name", "floor")
+# Settings that matter to some values only, by the beginning of their names.
+ONLY_FOR = {
+    "kid_subsets": ("kid",),
+    "kid_subset_size": ("kid",),
+    "neighbours": ("precision", "recall"),
+    "splits": ("inception_score",),
+    "terms": ("bits_per_dim", "L_"),
+}
+RESULTS = ("standard_error",)  # of the reference part: measured, not chosen
+COMPUTING = ("batch", "dtype", "tf32", "autocast")  # of the extractor
+TIMES = ("seconds", "per_second")
+PACKAGE = "torch-fidelity"
+Owner = TypeVar("Owner")
+SPLIT = re.compile(r"_(train|val|test)\d*k?(\.proxy)?$")  # see evaluation.protocol: names of values with a reference
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The three parts, nested dicts of primitives without None."""
+
+    measured: dict[str, Any]
+    sampled: dict[str, Any]
+    incidental: dict[str, Any]
+
+    def same_protocol(self, other: Facts) -> bool:
+        """Whether two values can be averaged."""
+        return same(self.measured, other.measured) and same(self.sampled, other.sampled)
+
+
+def facts(record: Mapping[str, Any], name: str) -> Facts:
+    """What decides the value `name` of a record. Unknown fields count as decisive."""
+    parts = {key: mapping(record.get(key)) for key in ("protocol", "reference", "extractor", "resize", "generated")}
+    model, versions, generated = mapping(record.get("model")), mapping(record.get("versions")), parts["generated"]
+    stated = {field for part, fields in STATED.items() if record.get(part) for field in fields}
+    protocol = {
+        field: value
+        for field, value in parts["protocol"].items()
+        if field not in (*NOT_DECISIVE, *stated, "batch", "chunk") and name.startswith(ONLY_FOR.get(field, ("",)))
+    }
+    measured = {
+        "protocol": protocol,
+        "reference": _less(parts["reference"], RESULTS) if SPLIT.search(name) else None,
+        "extractor": _less(parts["extractor"], COMPUTING),
+        "resize": parts["resize"],
+        "samples": generated.get("n"),
+        "versions": {PACKAGE: versions.get(PACKAGE)} if parts["extractor"] else None,
+    }
+    sampled = {"weights": model.get("weights"), **_less(generated, ("n", "seeds", "chunk_size", *TIMES))}
+    if "guidance_scale" in mapping(sampled.get("sampler")):
+        sampled.pop("guidance_scale", None)  # the same number again
+    incidental = {
+        "dtype": model.get("dtype"),
+        "machine": record.get("machine"),
+        "chunk_size": generated.get("chunk_size"),
+        "protocol": {field: parts["protocol"].get(field) for field in ("batch", "chunk")},
+        "extractor": {field: parts["extractor"].get(field) for field in COMPUTING},
+        "versions": _less(versions, (PACKAGE, "python")),
+    }
+    return Facts(*(_without_none(part) for part in (measured, sampled, incidental)))
+
+
+def changes(own: Facts, other: Facts) -> list[str]:
+    """How another record of the same run was made: 'guidance_scale=1', 'sampler=DDIM', 'weights=raw'."""
+    found = differences([{**own.sampled, **own.measured}, {**other.sampled, **other.measured}])
+    if any(key.split(".")[0] == "sampler" for key in found):
+        found.pop("nfe", None)  # it follows from the sampler
+    return [f"{key.removeprefix('sampler.')}={_value(values[1])}" for key, values in found.items()]
+
+
+def loss_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the meaning of val/loss: the data and the objective; not the network or how it is trained."""
+    data = _less(mapping(config.get("data")), ("batch_size", "val_batch_size", "resident_max", "num_workers", "seed",
+                                             "random_flip"))  # fmt: skip
+    training = ("chunk_size", "channels_last", "label_drop", "penalty", "penalty_every", "n_critic", "critic_lr_scale")
+    networks = ("genlab.networks.", "diffusers.", "transformers.", "torch.nn.")
+    model = {
+        key: value
+        for key, value in _less(mapping(config.get("model")), training).items()
+        if not str(mapping(value).get(TARGET, "")).startswith(networks)
+    }
+    return {"model": model, "data": data}
+
+
+def described(nodes: Sequence[Any], owners: Sequence[Owner], joined: Callable[[list[Owner]], str]) -> list[str]:
+    """Each field that differs with all its values and whose they are: 'nfe: 20 (1), 40 (2, 3)'."""
+    lines = []
+    for key, values in differences(nodes).items():
+        by_value: dict[str, list[Owner]] = {}
+        for value, owner in zip(values, owners, strict=True):
+            names = by_value.setdefault(_value(value), [])
+            if owner not in names:
+                names.append(owner)
+        lines.append(f"{key}: " + ", ".join(f"{value} ({joined(names)})" for value, names in by_value.items()))
+    return lines
+
+
+def _value(value: Any) -> str:
+    return "none" if value is ABSENT else shown(value)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value as a dict; {} for anything else, for a damaged record must not stop a comparison."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _less(node: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in keys}
+
+
+def _without_none(node: Any) -> Any:
+    """A field that is not there and one that is null say the same."""
+    if not isinstance(node, Mapping):
+        return node
+    kept = {str(key): _without_none(value) for key, value in node.items() if value is not None}
+    return {key: value for key, value in kept.items() if value != {}}
