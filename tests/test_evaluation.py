@@ -21,7 +21,7 @@ from genlab.cli.targets import instantiate
 from genlab.data.images import Npz
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, write_record
-from genlab.evaluation.evaluator import describe
+from genlab.evaluation.judged import describe
 from genlab.evaluation.fidelity import fid
 from genlab.evaluation.reference import RealImages, resized, subset
 from genlab.evaluation.sharding import bounds, sharded

@@ -150,7 +150,7 @@ def judge_images(
         if say is not None and world()[0] == 0:
             assert fewer.n is not None
             minutes = (real_s + fewer.n * item_s) / 60
-            words = f"{fewer.name}: about {minutes:.1f} min ({fewer.n:,} samples at {1 / item_s:.0f}/s"
+            words = f"{fewer.name}: about {minutes:.1f} min ({fewer.n:,} samples at {1 / item_s:.3g}/s"
             words += f", real images {real_s / 60:.1f} min, kept for the next time)" if real_s else ")"
             say(words if fewer is protocol else f"{words}; {protocol.name} would take more than {max_minutes:g} min")
         if fewer is not protocol:
