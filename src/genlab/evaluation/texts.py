@@ -28,7 +28,7 @@ def text_record(judged: Judged, protocol: Protocol, progress: bool, examples: in
 
     def compute() -> tuple[dict[str, float], dict[str, str], dict[str, str]]:
         try:
-            values, signatures = text_quality(texts, judged.references, protocol.tokenize)
+            values, signatures = text_quality(texts, judged.references, protocol.tokenize, protocol.sentences)
         except (ValueError, ArithmeticError) as error:  # it must not end a training run
             warnings.warn(f"text metrics have no value: {error}")
             return {}, {}, {protocol.name or "text_quality": str(error)}
