@@ -31,7 +31,7 @@ from genlab.errors import GenlabError
 from genlab.evaluation.classifier import SmallCNN
 from genlab.evaluation.extractors import WEIGHTS, exact_float32
 from genlab.evaluation.fidelity import confident, label_accuracy
-from genlab.evaluation.files import replacing, sha256_of
+from genlab.files import replacing, sha256_of
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from genlab.cli.targets import instantiate
 from genlab.data.images import Npz
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, write_record
-from genlab.evaluation.judged import describe
 from genlab.evaluation.fidelity import fid
+from genlab.evaluation.judged import describe
 from genlab.evaluation.reference import RealImages, resized, subset
 from genlab.evaluation.sharding import bounds, sharded
 from genlab.samples import Samples

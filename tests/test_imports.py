@@ -10,17 +10,18 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "genlab"
 # package -> what it may import of genlab, besides itself
 BELOW = {
     "errors": set(),
+    "files": {"errors"},
     "samples": {"errors"},
     "noise": {"errors"},
-    "networks": {"errors", "samples", "noise"},
-    "objectives": {"errors", "samples", "noise"},
-    "diffusion": {"errors", "samples", "noise"},
-    "decoding": {"errors", "samples", "noise"},
-    "data": {"errors", "samples", "noise"},
+    "networks": {"errors", "files", "samples", "noise"},
+    "objectives": {"errors", "files", "samples", "noise"},
+    "diffusion": {"errors", "files", "samples", "noise"},
+    "decoding": {"errors", "files", "samples", "noise"},
+    "data": {"errors", "files", "samples", "noise"},
 }
 BELOW["models"] = {*BELOW}
-BELOW["evaluation"] = {"errors", "samples", "noise", "data"}
-BELOW["runs"] = {"errors"}
+BELOW["evaluation"] = {"errors", "files", "samples", "noise", "data"}
+BELOW["runs"] = {"errors", "files"}
 BELOW["callbacks"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 

@@ -59,7 +59,7 @@ def test_fewer_files_than_asked_for_are_called_what_they_are(tmp_path: Path, cac
     record = evaluate_samples(
         lambda wanted: images_from(folder, "folder", wanted), data, small(n=1000), device=CPU, progress=False
     )
-    assert list(record["values"])[0] == "fid_40_test.proxy"
+    assert next(iter(record["values"])) == "fid_40_test.proxy"
 
 
 def test_a_folder_as_reference_and_a_split_as_samples(tmp_path: Path, cache: Path) -> None:

@@ -76,6 +76,17 @@ def test_compiled_equals_eager() -> None:
         assert torch.equal(compiled(SEEDS, stream, (2, 501)), noise.normal(SEEDS, stream, (2, 501)))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_differs_from_the_cpu_by_one_ulp_at_most_once_in_a_million() -> None:
+    seeds, shape = torch.arange(1000), (10_000,)
+    cpu, cuda = noise.normal(seeds, Stream.STEP, shape), noise.normal(seeds.cuda(), Stream.STEP, shape).cpu()
+    different = cpu != cuda
+    assert int(different.sum()) <= 10
+    assert torch.equal(torch.nextafter(cpu, cuda)[different], cuda[different])
+    assert torch.equal(noise.bits(seeds, 1, 100), noise.bits(seeds.cuda(), 1, 100).cpu())
+
+
 def test_shapes_and_dtypes() -> None:
     assert noise.normal(SEEDS, 0, (3, 5, 7)).shape == (9, 3, 5, 7)
     assert noise.normal(SEEDS, 0, ()).shape == (9,)

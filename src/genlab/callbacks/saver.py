@@ -15,7 +15,7 @@ from genlab.callbacks.events import Events
 from genlab.callbacks.recorder import Recorder
 from genlab.errors import Interrupted, NumericError, Preempted
 from genlab.models.base import GenerativeModel
-from genlab.runs.checkpoint import keep_as, sha256_of
+from genlab.runs.checkpoint import keep_as, stored_sha256
 from genlab.runs.directory import RunDirectory
 
 
@@ -120,7 +120,7 @@ class Saver(Checkpoint):
                 "running",
                 samples=model.samples_seen,
                 checkpoint="checkpoints/last.ckpt",
-                sha256=sha256_of(self.run.last),
+                sha256=stored_sha256(self.run.last),
             )
 
     # ---- state

@@ -23,7 +23,7 @@ from genlab.cli.comparison.page import page
 from genlab.cli.comparison.read import Run, read_run
 from genlab.cli.comparison.text import lines
 from genlab.errors import GenlabError, StorageError
-from genlab.runs.directory import write_bytes, write_json
+from genlab.files import write_bytes, write_json
 
 FORMAT = 1  # of compare.json
 

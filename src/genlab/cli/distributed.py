@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.ranks import Place, place, start_workers
 from genlab.errors import ConfigError
-from genlab.runs.directory import read_json, write_json
+from genlab.files import read_json, write_json
 
 
 def parallel(task: str, config: DictConfig) -> Any:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from genlab.errors import ConfigError
-from genlab.runs.directory import read_json
+from genlab.files import read_json
 from genlab.runs.pulse import stalled
 
 OWN = "GENLAB_WORKER"  # set in the environment of workers that GenLab has started as ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from datetime import timedelta
@@ -34,10 +35,11 @@ from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError, Preempted
 from genlab.evaluation import evaluate, generate, sharding, write_record
 from genlab.evaluation.pictures import curves
+from genlab.files import write_json
 from genlab.models.base import GenerativeModel, Plan
 from genlab.models.schedule import Schedule
 from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
-from genlab.runs.directory import RunDirectory, find_run, write_json
+from genlab.runs.directory import RunDirectory, find_run
 from genlab.runs.pulse import Pulse
 
 # Named, because Lightning takes SLURM's also where a batch script has started a single process.
@@ -205,10 +207,9 @@ def finish(
         for logger in trainer.loggers:
             if callable(close := getattr(logger, "close", None)):
                 close()
-        value = recorder.latest.get(config.callbacks.checkpoint.monitor or "")
-        write_json(
-            run.path / "result.json", {"value": value, "samples": model.samples_seen, "metrics": recorder.latest}
-        )
+        metrics = {name: value if math.isfinite(value) else None for name, value in recorder.latest.items()}
+        value = metrics.get(config.callbacks.checkpoint.monitor or "")
+        write_json(run.path / "result.json", {"value": value, "samples": model.samples_seen, "metrics": metrics})
         run.set_status(
             "finished",
             samples=model.samples_seen,

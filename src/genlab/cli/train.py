@@ -20,14 +20,13 @@ from genlab.cli.check import check
 from genlab.cli.ranks import Place, announce, forget, learn, place, start_workers
 from genlab.cli.redact import redact
 from genlab.errors import ConfigError
+from genlab.files import read_json, write_json
 from genlab.runs.directory import (
     RunDirectory,
     config_hash,
     create_run,
     find_run,
     find_unfinished,
-    read_json,
-    write_json,
 )
 from genlab.runs.environment import environment
 

@@ -43,7 +43,7 @@ def main(task: str, folder: str) -> int:
 
         RunDirectory(Path(folder)).set_status(state, message=message, exit_code=code)  # type: ignore[arg-type]
     if here.world > 1 and not here.external:
-        from genlab.runs.directory import write_json
+        from genlab.files import write_json
 
         report = {"label": label, "message": message, "code": code, "time": time.time()}
         write_json(Path(folder) / "ranks" / f"{here.rank}.json", report)

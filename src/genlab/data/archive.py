@@ -36,12 +36,6 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def install(source: Path, target: Path, file: File) -> None:
     """Copies `source`, uncompressed if it is a .gz, to `target`, atomically, if it has the size and sha256 of `file`.
 

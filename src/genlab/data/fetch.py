@@ -29,9 +29,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from genlab.data.archive import CHUNK, install, sha256_file, unpack
+from genlab.data.archive import CHUNK, install, unpack
 from genlab.data.registry import ALIASES, DATASETS, Entry, File, Route
 from genlab.errors import ConfigError, DataError, StorageError
+from genlab.files import sha256_of
 
 CONNECT_TIMEOUT = 5.0  # seconds; an offline machine goes on to the packages after this
 READ_TIMEOUT = 20.0  # seconds without a byte
@@ -122,7 +123,7 @@ def _missing(entry: Entry, folder: Path) -> list[File]:
             missing.append(file)
             continue
         size = path.stat().st_size
-        found = f"{size} bytes" if size != file.size else f"sha256 {sha256_file(path)}"
+        found = f"{size} bytes" if size != file.size else f"sha256 {sha256_of(path)}"
         expected = f"{file.size} bytes" if size != file.size else f"sha256 {file.sha256}"
         if found != expected:
             raise DataError(

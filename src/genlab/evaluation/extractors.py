@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from genlab.errors import CheckpointError, ConfigError
 from genlab.evaluation.classifier import SmallCNN
-from genlab.evaluation.files import sha256_of
 from genlab.evaluation.hub_extractors import clip, dinov2
 from genlab.evaluation.inception import inception_v3, inception_v3_fast
 from genlab.evaluation.network_extractor import EXTRACTORS, Extractor, NetworkExtractor, exact_float32
+from genlab.files import sha256_of
 
 __all__ = ["EXTRACTORS", "WEIGHTS", "Extractor", "NetworkExtractor", "classifier", "exact_float32", "load_extractor"]
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import ConfigError
-from genlab.evaluation.files import sha256_of
 from genlab.evaluation.network_extractor import NetworkExtractor
+from genlab.files import sha256_of
 
 WEIGHTS = "model.safetensors"
 DINOV2_SIZE = 224  # of Stein et al. 2023, whatever size the model was made for: DINOv2 interpolates its positions

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import CheckpointError, ConfigError
-from genlab.evaluation.files import cache_root, sha256_of
 from genlab.evaluation.network_extractor import NetworkExtractor
+from genlab.files import cache_root, sha256_of
 
 # The network of the 2015-12-05 TensorFlow graph that FID is defined by.
 INCEPTION_OFFICIAL = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's file; has the 1008 logits

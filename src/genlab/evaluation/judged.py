@@ -17,9 +17,9 @@ from genlab.data.folder import Decode, ImageFiles, list_images
 from genlab.data.readers import read_npz
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError
-from genlab.evaluation.files import sha256_of
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import SUBSET_SEED, subset
+from genlab.files import sha256_of
 from genlab.samples import Samples, to_uint8
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from genlab.evaluation.files import replacing
+from genlab.files import replacing
 from genlab.samples import Samples
 
 SMALL = 64  # images up to this size are enlarged in grids

@@ -44,7 +44,7 @@ class Protocol:
         kid_subsets, kid_subset_size, neighbours, density_neighbours, splits: see fidelity.Settings.
         terms: of variational_bound: how many of the L_{t-1} are computed an item, at random times; null: all.
         prompt: of text_quality: tokens of a real window that the model goes on from, its rest the reference; 0: none.
-        tokenize: of text_quality, as sacreBLEU's: "13a" (European languages), "intl", "zh", "char", "none" (white space).
+        tokenize: of text_quality, as sacreBLEU's: "13a" (European languages), "intl", "zh", "char", "none" (at spaces).
         sentences: of text_quality: what ends a sentence for rougeLsum, "newline" or "punctuation".
         lowered_from: the n that was asked for, where time allowed fewer; the values are then proxies.
         name: null, or the name that the rule gives; anything else is refused.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genlab.evaluation.files import replacing
+from genlab import files
 from genlab.evaluation.reference import key_of
 from genlab.evaluation.sharding import world
 
@@ -28,8 +26,7 @@ def identity(record: Mapping[str, Any]) -> str:
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> None:
     """Writes a record as JSON, whole or not at all. Call it on one rank."""
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    files.write_json(Path(path), record)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -48,10 +45,4 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python and the packages that decide a value."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return files.versions(PACKAGES)

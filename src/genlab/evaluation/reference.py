@@ -19,8 +19,8 @@ from torch import Tensor
 
 from genlab.errors import ConfigError, StorageError
 from genlab.evaluation.extractors import Extractor
-from genlab.evaluation.files import cache_root, replacing
 from genlab.evaluation.sharding import from_first_rank, sharded, world
+from genlab.files import cache_root, replacing
 from genlab.samples import to_uint8
 
 VERSION = 1  # of the way features are computed and stored: raise it when either changes

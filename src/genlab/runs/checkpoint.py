@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from genlab.errors import CheckpointError, ConfigError, StorageError
-from genlab.runs.directory import read_json, write_json
+from genlab.files import read_json, write_json
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -116,7 +116,7 @@ def load_last(checkpoints: Path, map_location: Any = "cpu") -> tuple[dict[str, A
     return None
 
 
-def sha256_of(path: Path) -> str | None:
+def stored_sha256(path: Path) -> str | None:
     """The stored hash of a checkpoint."""
     known = _hashes(path)
     return known[-1] if known else None

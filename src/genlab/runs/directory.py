@@ -14,44 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genlab.errors import ConfigError, StorageError
+from genlab.files import read_json, write_json
 
 State = Literal["starting", "running", "finished", "failed", "preempted", "interrupted"]
 
 # Where and how a run is executed or watched, not what it computes: a change of these still continues the same run.
 NOT_HASHED = ("runs_dir", "resume", "logger", "rank_timeout_s", "data.num_workers", "data.resident_max",
               "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.enable_progress_bar")  # fmt: skip
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as `write_bytes` does."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically: a reader sees the old file or the new one, whole, also after a crash.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}. Free space or choose another runs_dir.") from error
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in `path`, or None where there is no readable JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

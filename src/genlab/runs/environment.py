@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -10,19 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from genlab.files import versions
+
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "torch-fidelity", "hydra-core", "omegaconf",
             "wandb", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pillow")  # fmt: skip
 
 
 def library_versions() -> dict[str, str]:
     """Version of GenLab and of each library that can change a number."""
-    versions = {"python": platform.python_version()}
-    for name in ("genlab", *PACKAGES):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    return versions(("genlab", *PACKAGES))
 
 
 def code_version() -> dict[str, Any]:
