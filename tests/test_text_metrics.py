@@ -312,7 +312,7 @@ def test_length_and_duplicates() -> None:
     assert text.duplicates(["a"] * 4) == 0.75
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.tuples(st.text("ab c.,好", max_size=12), st.lists(st.text("ab c.,好", max_size=12), min_size=1, max_size=3)),

@@ -34,7 +34,7 @@ def check_pairs(texts: Sequence[str], references: Sequence[Sequence[str]]) -> No
     """Refuses what has no score.
 
     Raises:
-        ValueError: no texts, as many lists of references as texts are not there, or a text without a list of them.
+        ValueError: no texts; not one list of references a text; a string or nothing in the place of such a list.
     """
     if not texts:
         raise ValueError("there are no texts to judge")

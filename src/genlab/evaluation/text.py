@@ -98,7 +98,7 @@ def sacrebleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokeniz
     """
     check_pairs(texts, references)
     metric = _count(_bleu_metric(tokenize), texts, references)
-    # torchmetrics counts; the last line is ours, because its compute() gives 0 wherever an order has no match.
+    # torchmetrics counts; the formula is ours, because its compute() gives 0 wherever an order has no match.
     matches, totals = metric.numerator.tolist(), metric.denominator.tolist()
     if not any(matches) or not all(totals):
         return 0.0
@@ -218,7 +218,7 @@ def duplicates(texts: Sequence[str]) -> float:
     """Share of texts, in 0..1, that repeat another exactly; the first of each kind does not count."""
     if not texts:
         raise ValueError("there are no texts to judge")
-    return 1 - len(set(texts)) / len(texts)
+    return (len(texts) - len(set(texts))) / len(texts)
 
 
 def tokenized(texts: Sequence[str], tokenize: str = "13a") -> list[list[str]]:
