@@ -13,8 +13,8 @@ from genlab.runs.metrics import read_rows
 
 
 def offline_records(path: Path) -> list[Any]:
-    """All records of an offline run's file: a 7-byte header, then LevelDB's log format (blocks of 32 KiB; each chunk has
-    a checksum, a length and a type: 1 whole, 2 first, 3 middle, 4 last)."""
+    """All records of an offline run's file: a 7-byte header, then LevelDB's log format: blocks of 32 KiB, in which each
+    chunk has a checksum, a length and a type (1 whole, 2 first, 3 middle, 4 last)."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, found, parts = path.read_bytes(), 7, [], b""

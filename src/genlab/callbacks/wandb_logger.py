@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 from genlab.files import read_json
@@ -59,9 +60,10 @@ class RunWandbLogger(WandbLogger):
         try:
             experiment = super().experiment
         except Exception as error:  # no answer, a wrong key, no such entity: it must not cost the run
-            warnings.warn(f"W&B: {' '.join(str(error).split())[:200]}")
+            _complain(error)
             self._say_offline(Path(str(self._save_dir)))
             self._wandb_init["mode"] = "offline"
+            wandb.teardown()  # its service still holds the run's id
             experiment = super().experiment
         experiment.define_metric("samples")
         experiment.define_metric("*", step_metric="samples")
@@ -77,8 +79,6 @@ class RunWandbLogger(WandbLogger):
 
 def _settings() -> Any:
     """Short waits: a dead server must not hold a run that is done."""
-    import wandb
-
     return wandb.Settings(
         init_timeout=INIT_S,
         finish_timeout=FINISH_S,
@@ -88,8 +88,15 @@ def _settings() -> Any:
 
 
 def _logged_in() -> bool:
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] == "online"
-    import wandb
+    """Whether the user has a key that the server takes, now."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    try:
+        return wandb.login(prompt=False)  # asks the server about the key
+    except Exception as error:  # no answer, a wrong key
+        _complain(error)
+        return False
 
-    return wandb.login(prompt=False)
+
+def _complain(error: Exception) -> None:
+    warnings.warn(f"W&B: {' '.join(str(error).split())[:200] or type(error).__name__}")
