@@ -35,3 +35,17 @@ def test_train_commands_of_the_documents_compose() -> None:
         compose_train(words)
         checked += 1
     assert checked >= 5
+
+
+def test_every_field_of_conf_has_a_comment() -> None:
+    """Beside the field; `_target_` and the like, papers' numbers and debug overlays speak for themselves."""
+    bare = []
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        node = ""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if top := re.match(r"(\w+):", line):
+                node = top[1]
+            field = re.match(r"\s*([a-z]\w*):\s+\S", line)
+            if field and node not in ("paper", "debug", "defaults") and "#" not in line and path.parent.name != "hydra":
+                bare.append(f"{path.relative_to(ROOT)}: {line.strip()}")
+    assert not bare
