@@ -72,7 +72,7 @@ class Saver(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModel)
         self.install()  # Lightning has put its own in the place of ours; they hang in a collective under DDP
-        if self.saved_at < 0 and not self.run.last.exists():
+        if self.saved_at < 0:  # a new run; not asked of the disk, where another rank may just have written
             self.save(trainer, pl_module)  # so that a run killed early has something valid, and a full disk shows now
 
     def on_train_batch_end(
