@@ -121,6 +121,27 @@ def test_bad_input_is_answered_in_one_line(shell: Shell, tmp_path: Path) -> None
     assert "broken.npz" in shell(*arguments, code=65)
 
 
+def test_every_checkpoint_and_foreign_samples_are_evaluated(shell: Shell) -> None:
+    run = shell.trained()[0]
+    protocol = ("evaluation=debug", "evaluation.extractor=mnist-cnn", "evaluation.reference_split=train")
+    output = shell("evaluate.py", f"run={run.path.name}", "checkpoint=all", "weights=both", *protocol)
+    assert "about 0." in output.splitlines()[0], "the time that it will take comes first"
+    records = [json.loads(p.read_text()) for p in (run.path / "evaluation").glob("fid_32*.json")]
+    told = sorted((r["context"]["checkpoint"], r["model"]["weights"], r["model"]["samples_seen"]) for r in records)
+    seen = {name: samples for name, _, samples in told}
+    assert {name for name, _, _ in told} == {"last.ckpt", "previous.ckpt"}
+    assert seen["last.ckpt"] > seen["previous.ckpt"]
+    assert [weights for _, weights, _ in told] == ["ema", "raw"] * 2
+    shell("sample.py", f"run={run.path.name}", "n=32", "seed=0", "out=made")
+    (shell.folder / "made" / "grid.png").unlink()
+    output = shell("evaluate.py", "samples=made", "reference=images.npz", *protocol[:2])
+    record = json.loads((shell.folder / "made-fid_32_folder64.proxy.json").read_text())
+    assert record["generated"]["data"] == "made"
+    assert "fid_32_folder64.proxy" in output
+    error = shell("evaluate.py", "samples=made", *protocol[:2], code=2)
+    assert "data=NAME" in error
+
+
 def test_a_run_in_use_is_refused(shell: Shell) -> None:
     run = shell.runs()[0]
     with run.lock():

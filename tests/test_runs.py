@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from genlab.cli.train import with_debug
 from genlab.errors import CheckpointError, ConfigError
 from genlab.runs.checkpoint import AtomicCheckpointIO, keep_as, load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory, config_hash, create_run, find_run, find_unfinished
@@ -191,3 +193,9 @@ def test_status_is_replaced_whole(tmp_path: Path) -> None:
     assert (status["state"], status["samples"], status["message"]) == ("failed", 5, "x")
     run.set_status("running", message=None)
     assert "message" not in run.status()
+
+
+def test_debug_overlay_gives_way_to_the_command_line() -> None:
+    config = OmegaConf.create({"a": {"b": 1, "c": 2}, "debug": {"a": {"b": 10, "c": 20}}})
+    assert with_debug(config, {"trainer": "debug"}, ["a.b=1", "model=x", "a=option"]) == {"a": {"b": 1, "c": 20}}
+    assert with_debug(config, {"trainer": "default"}) == {"a": {"b": 1, "c": 2}}

@@ -115,7 +115,7 @@ def _samples(config: DictConfig) -> dict[str, Any]:
         protocol = replace(protocol, n=read.n, reference_split="given", prompt=0, name=None)
         return evaluate_samples(lambda _: read, None, protocol, device=device, context=context)
     data: Any = None
-    if config.data is not None:
+    if config.get("data") is not None:
         data = build_data(config)
         data.prepare_data()
         data.setup("test")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def train(config: DictConfig) -> float | None:
         ConfigError: the run asked for does not exist, is in use, or cannot be continued like this.
         SystemExit: with the worker's exit code where it is not 0; the worker has said why.
     """
-    config, here = with_debug(config, HydraConfig.get().runtime.choices), place()
+    settings, here = HydraConfig.get(), place()
+    config = with_debug(config, settings.runtime.choices, settings.overrides.task)
     runs_dir = Path(config.runs_dir)
     fit_devices(config, here)
     if here.rank:
@@ -114,10 +115,22 @@ def sweep() -> dict[str, str]:
     return {"sweep": Path(settings.sweep.dir).name} if settings.mode == RunMode.MULTIRUN else {}
 
 
-def with_debug(config: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
-    """The configuration, with its `debug` node laid over it where trainer=debug was chosen, and without that node."""
-    changes = config.get("debug") if choices["trainer"] == "debug" else None
-    merged = OmegaConf.merge(config, changes or {})
+def with_debug(config: DictConfig, choices: Mapping[str, Any], given: Sequence[str] = ()) -> DictConfig:
+    """The configuration, with its `debug` node laid over it where trainer=debug was chosen, and without that node.
+
+    Keys `given` on the command line (as overrides) stay as they were given.
+    """
+    changes: Any = OmegaConf.to_container(config.get("debug") or OmegaConf.create())
+    for override in given:
+        *path, last = override.lstrip("+").partition("=")[0].split(".")
+        node = changes
+        for name in path:
+            node = node.get(name) or {}
+        if not isinstance(node.get(last), dict):  # data=mnist chooses a group: its fields were not given
+            node.pop(last, None)
+    if choices["trainer"] != "debug":
+        changes = {}
+    merged = OmegaConf.merge(config, changes)
     assert isinstance(merged, DictConfig)
     OmegaConf.set_struct(merged, False)
     merged.pop("debug", None)
