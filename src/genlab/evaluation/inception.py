@@ -101,7 +101,7 @@ def inception_v3(name: str, batch: int | None, device: torch.device | str, path:
 def inception_v3_fast(
     name: str, batch: int | None, device: torch.device | str, path: str | None = None
 ) -> NetworkExtractor:
-    """The same with batch norm folded into the convolutions: features within 1e-4 (measured: 2e-5), so a name of its own.
+    """The same with batch norm folded into the convolutions: features within 1e-4, so a name of its own.
 
     Raises:
         ConfigError, CheckpointError: as `inception_v3`.
