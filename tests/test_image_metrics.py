@@ -349,8 +349,7 @@ def test_memorisation() -> None:
         "near_duplicates": 150 / 450,
     }
     assert values["authenticity"] > 0.2  # the new ones
-    # Of new real items about half are authentic: their neighbour has one as near, or not.
-    assert 0.4 < memorisation(new, reference).authenticity < 0.95
+    assert memorisation(new, reference).authenticity > 0.5
     doubled = reference.clone()
     doubled[1] = doubled[0]
     assert memorisation(doubled[:1], doubled) == neighbours.Memorisation(0.0, 0.0, 1.0)

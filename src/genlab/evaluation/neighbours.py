@@ -30,7 +30,8 @@ class Memorisation:
     Attributes:
         nearest_distance: median over g of |g - r(g)|.
         authenticity: share of samples with |g - r(g)| > d(r(g)) (Alaa et al. 2022, arXiv 2102.08921, in this
-            feature space); about 1/2 for new real items, less when items are copied.
+            feature space). Less where items are copied; of new real items it was 0.59 (MNIST, mnist-cnn, 10,000 of
+            each) and 0.86 (CIFAR-10, Inception, 2,000 against 5,000), so compare with the floor.
         near_duplicates: share of samples with |g - r(g)| <= d(r(g)) / 2. Half is the largest factor for which the balls
             of two items cannot overlap, so such a sample points to a single item. Items that have duplicates
             themselves have d = 0: only exact copies of those count.
