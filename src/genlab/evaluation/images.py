@@ -70,7 +70,8 @@ class ImageEvaluation:
             images: Any = judged.read(0, count).data
             self.extractor.features(resized(images, self.protocol.resize))
 
-        item = _timed(judge) / count
+        split = self._split(judged)
+        item = 1e-6 if split is not None and split.cached() else _timed(judge) / count
         waiting = [r for r in (self.real, self.other) if r is not None and not r.cached()]
         real = 0.0
         if waiting:
@@ -78,6 +79,12 @@ class ImageEvaluation:
             once = _timed(lambda: self.extractor.features(waiting[0].batch(0, size)["image"]))
             real = once / size * sum(len(r.ids) for r in waiting)
         return from_first_rank(lambda: (item, real))
+
+    def _split(self, judged: Judged) -> RealImages | None:
+        """What is judged, where it is a split of a data set, whose features may be in the cache."""
+        if judged.split is None:
+            return None
+        return RealImages(*judged.split, judged.n, self.extractor, self.protocol.resize)
 
     def record(self, judged: Judged, picture: Path | None = None) -> dict[str, Any]:
         """Values, floor, and all that decides them. `picture`: where closest pairs are saved, if they are asked for."""
@@ -94,9 +101,13 @@ class ImageEvaluation:
             return {**rows, "image": images} if wanted else rows
 
         with bar(self.progress, f"{protocol.name}: samples", -(-judged.n // world()[1])) as shown:
-            generated = sharded(judged.n, judged.unit, judged.group, work, shown.update)
+            if (split := self._split(judged)) is not None and not wanted:
+                generated = split.features(protocol.chunk, shown.update)
+            else:
+                generated = sharded(judged.n, judged.unit, judged.group, work, shown.update)
         seconds = time.perf_counter() - began
         images = generated.pop("image", None)
+        dimensions = from_first_rank(lambda: generated["features"].shape[1])
         if judged.labels is not None:
             generated["labels"] = judged.labels
         values, missing = from_first_rank(lambda: measure(protocol.metrics, generated, reference, self.settings))
@@ -111,7 +122,7 @@ class ImageEvaluation:
             "extractor": {
                 "name": extractor.name,
                 "sha256": extractor.sha256,
-                "dimensions": generated["features"].shape[1],
+                "dimensions": dimensions,
                 "batch": extractor.batch,
                 "dtype": "float32",
                 "tf32": False,
@@ -127,10 +138,9 @@ class ImageEvaluation:
         if self.other is not None:
             result["floor"] = self._floor(self.other, reference)
         smallest = min(judged.n, len(real.ids))
-        if "fid" in protocol.metrics and smallest <= generated["features"].shape[1]:
+        if "fid" in protocol.metrics and smallest <= dimensions:
             result["notes"].append(
-                f"{smallest} samples for {generated['features'].shape[1]} dimensions: a covariance is singular, "
-                f"FID is biased upwards"
+                f"{smallest} samples for {dimensions} dimensions: a covariance is singular, FID is biased upwards"
             )
         return result
 

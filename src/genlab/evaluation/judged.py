@@ -35,6 +35,7 @@ class Judged:
         facts: what made them, for the record.
         labels: int64 [n], the classes that were asked for, or None.
         references: for text, the right answers of each item, or None.
+        split: of real images, (data, split) whose features may be in the cache.
     """
 
     n: int
@@ -44,6 +45,7 @@ class Judged:
     facts: dict[str, Any]
     labels: Tensor | None = None
     references: list[list[str]] | None = None
+    split: tuple[Any, str] | None = None
 
 
 # ---- made by a model
@@ -207,7 +209,8 @@ def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
 
     labels = source.labels
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
-    return Judged(len(ids), 1, protocol.chunk, read, facts, None if labels is None else labels[ids])
+    asked = None if labels is None else labels[ids]
+    return Judged(len(ids), 1, protocol.chunk, read, facts, asked, split=(data, split))
 
 
 def texts_from(path: Path, n: int | None) -> Judged:
