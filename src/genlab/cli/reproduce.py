@@ -1,0 +1,152 @@
+"""docs/reproduction.md: published numbers beside ours, from stored run records alone. Free of torch."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genlab.cli.comparison.differences import same, without
+from genlab.cli.comparison.find import find_runs
+from genlab.cli.comparison.read import Run, read_run
+from genlab.cli.compose import compose_config
+from genlab.errors import ConfigError
+from genlab.files import read_json, write_bytes
+from genlab.runs.directory import NOT_HASHED
+
+HEAD = """# Reproduction
+
+Written by `python scripts/reproduce.py` from run records alone: those stored in `docs/results` and those in the runs
+directory. A run that was cut short is set beside the paper's curve at as many samples, never beside the final value.
+
+| experiment | paper | metric | published | ours | samples seen | hardware | date | record |
+|---|---|---|---|---|---|---|---|---|
+"""
+# What makes two runs the same experiment; where a run was executed and what was measured afterwards does not matter.
+NODES = ("model", "data", "optimizer")
+SCHEDULE = ("warmup", "decay", "final_lr")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run of an experiment with the value of its paper's metric."""
+
+    run: Run
+    value: float | None
+    seen: int
+
+
+def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> int:
+    """See `--help`; returns the exit code."""
+    root = root or Path(__file__).resolve().parents[3]
+    parser = argparse.ArgumentParser(prog="reproduce.py", description=__doc__)
+    parser.add_argument("experiments", nargs="*", help="of conf/experiment; none: all")
+    parser.add_argument("--train", action="store_true", help="train and evaluate what has no finished run yet")
+    parser.add_argument("--seeds", default="0", help="with --train: seeds, comma-separated")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are looked up and made")
+    parser.add_argument("--out", type=Path, default=root / "docs" / "reproduction.md")
+    options = parser.parse_args(arguments)
+    known = sorted(path.stem for path in (root / "conf" / "experiment").glob("*.yaml"))
+    try:
+        for name in options.experiments:
+            if name not in known:
+                raise ConfigError(f"no experiment {name!r} (there are: {', '.join(known)}).")
+        rows = [
+            row
+            for name in options.experiments or known
+            for row in rows_of(name, root, options.runs_dir, options.seeds.split(",") if options.train else [])
+        ]
+        write_bytes(options.out, (HEAD + "\n".join(rows) + "\n").encode())
+    except ConfigError as error:
+        print(f"genlab: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{options.out}: {len(rows)} rows")
+    return 0
+
+
+def rows_of(name: str, root: Path, runs_dir: Path, seeds: Sequence[str]) -> list[str]:
+    """Lines of the table for one experiment: one for the paper's metric."""
+    config: Any = compose_config(root / "conf", "train", [f"experiment={name}"])
+    paper = config.get("paper")
+    if paper is None:
+        return []
+    folders = [str(folder) for folder in (root / "docs" / "results", runs_dir) if folder.is_dir()]
+    runs = _same_runs(config, folders)
+    for seed in seeds:
+        if not any(str(run.seed) == seed and run.finished for run in runs):
+            command = [
+                sys.executable,
+                str(root / "train.py"),
+                f"experiment={name}",
+                f"seed={seed}",
+                f"runs_dir={runs_dir}",
+            ]
+            if code := subprocess.run(command, check=False).returncode:
+                raise ConfigError(f"{' '.join(command[1:])} ended with {code}; the table is left as it was.")
+            runs = _same_runs(config, [*folders, str(runs_dir)])
+    found = [Found(run, _value(run, paper.metric), run.samples or 0) for run in runs]
+    return [_line(name, paper, [f for f in found if f.value is not None])]
+
+
+def _same_runs(config: Mapping[str, Any], folders: Sequence[str]) -> list[Run]:
+    """Runs of this configuration, whatever their seed, devices and length."""
+    neutral = frozenset({*NOT_HASHED, "data.seed", "data.limit_val", "data.val_batch_size"})
+
+    def kept(whole: Mapping[str, Any]) -> dict[str, Any]:
+        nodes = without({node: whole.get(node) for node in NODES}, neutral)
+        return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in SCHEDULE}}
+
+    wanted, found = kept(config), []
+    for folder in folders:
+        try:
+            paths = find_runs([folder], Path(folder))
+        except ConfigError:  # a folder without runs
+            continue
+        found += [run for run in map(read_run, paths) if run.config and same(kept(run.config), wanted)]
+    return list({run.path.name: run for run in found}.values())
+
+
+def _value(run: Run, metric: str) -> float | None:
+    """The metric at the end of a run: of its own record, else the last row that has it."""
+    for record in run.records:
+        if record.own and (value := record.data.get("values", {}).get(metric)) is not None:
+            return float(value)
+    values = [row[metric] for row in run.rows if metric in row]
+    return values[-1] if values else None
+
+
+def _line(name: str, paper: Mapping[str, Any], found: Sequence[Found]) -> str:
+    published, source = (
+        f"{paper['value']:g}",
+        f"{paper['title']}, {paper.get('arxiv') or paper.get('url')}, {paper['table']}",
+    )
+    if not found:
+        return f"| `{name}` | {source} | {paper['metric']} | {published} | not run yet | | | | |"
+    seen = max(f.seen for f in found)
+    group = [f for f in found if f.seen == seen]
+    if seen < paper["samples"]:
+        points = [point for point in paper.get("curve", ()) if point["samples"] <= seen]
+        published = f"{points[-1]['value']:g} at {points[-1]['samples']:,}" if points else "none at so few"
+    values = [f.value for f in group if f.value is not None]
+    ours = f"{statistics.mean(values):.4g}"
+    if len(values) > 1:
+        ours += f" ± {statistics.stdev(values):.2g} (n = {len(values)})"
+    environment = read_json(group[-1].run.path / "environment.json") or {}
+    hardware = f"{environment.get('processor', '?')}, {environment.get('cpus', '?')} cores"
+    when = group[-1].run.path.parent.name if group[-1].run.path.parent.name[:2] == "20" else _date(group[-1].run)
+    records = ", ".join(f.run.name for f in group)
+    cells = [f"`{name}`", source, paper["metric"], published, ours, f"{seen:,} of {paper['samples']:,}", hardware, when]
+    return f"| {' | '.join(cells)} | {records} |"
+
+
+def _date(run: Run) -> str:
+    """Day of the last row, or of the record."""
+    import datetime
+
+    times = [row["time"] for row in run.rows if "time" in row]
+    return datetime.date.fromtimestamp(times[-1]).isoformat() if times else "?"
