@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from genlab.errors import ConfigError
-from genlab.evaluation.images import ImageEvaluation, lowered
+from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
 from genlab.evaluation.judged import Judged, images_of, texts_of
 from genlab.evaluation.likelihood import LogLikelihood, VariationalBound, text_likelihood, variational_bound
 from genlab.evaluation.progress import bar
@@ -150,7 +150,8 @@ def judge_images(
         if say is not None and world()[0] == 0:
             assert fewer.n is not None
             minutes = (real_s + fewer.n * item_s) / 60
-            words = f"{fewer.name}: about {minutes:.1f} min ({fewer.n:,} samples at {1 / item_s:.3g}/s"
+            speed = f"at {1 / item_s:.3g}/s" if item_s > IN_CACHE / world()[1] else "in the cache"
+            words = f"{fewer.name}: about {minutes:.1f} min ({fewer.n:,} samples {speed}"
             words += f", real images {real_s / 60:.1f} min, kept for the next time)" if real_s else ")"
             say(words if fewer is protocol else f"{words}; {protocol.name} would take more than {max_minutes:g} min")
         if fewer is not protocol:
