@@ -22,8 +22,8 @@ from genlab.evaluation.record import versions
 from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
 from genlab.evaluation.sharding import from_first_rank, sharded, world
 
-# Data sets that have an extractor of their own; all others take Inception.
 IN_CACHE = 1e-6  # seconds an item whose features are there
+# Data sets that have an extractor of their own; all others take Inception.
 EXTRACTOR_OF = {"mnist": "mnist-cnn", "fashion_mnist": "fashion-cnn"}
 
 
