@@ -1,0 +1,76 @@
+"""hparams_search: a search that is killed goes on, and its best value is that of a stored run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import ROOT, make_images
+
+pytest.importorskip("optuna", reason="pip install -e '.[sweep]'")
+TRIALS = 8
+
+
+def states(database: Path) -> list[str]:
+    """States of the study's trials, straight from its file."""
+    if not database.exists():
+        return []
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            return [row[0] for row in connection.execute("select state from trials order by number")]
+    except sqlite3.OperationalError:  # being made
+        return []
+
+
+def test_a_killed_search_ends_with_all_its_trials(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "images.npz", [1, 28, 28])
+    command = [
+        sys.executable, str(ROOT / "train.py"), "hparams_search=ddpm_optuna", f"hydra.sweeper.trials={TRIALS}",
+        "trainer=debug", "logger=none", "evaluation=none", "data=npz", f"data.path={data}", "data.shape=[1,28,28]",
+        "data.num_classes=10", "data.batch_size=4", "data.num_workers=0", "callbacks.final.count=0",
+        "callbacks.samples.count=0",
+    ]  # fmt: skip
+    environment = {**os.environ, "GENLAB_RUNS": str(tmp_path / "runs")}
+    database = tmp_path / "runs" / "sweeps" / "ddpm.db"
+    for wanted in (2, 5):
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 300
+        while states(database).count("COMPLETE") < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1.0)  # into the next trial
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert f"of {TRIALS} trials in" in output
+    assert states(database).count("COMPLETE") == TRIALS
+    assert "RUNNING" not in states(database)
+    results = [json.loads(path.read_text())["value"] for path in (tmp_path / "runs").glob("*/*/result.json")]
+    assert len(results) == TRIALS
+    (line,) = [line for line in output.splitlines() if line.startswith(f"best of {TRIALS}")]
+    assert float(line.split()[3]) == pytest.approx(min(results), rel=1e-5)
+
+
+def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
+    environment = {**os.environ, "GENLAB_RUNS": str(tmp_path / "runs")}
+    for argument, words in (
+        ("hydra.sweeper.sampler=grid", "choose one of tpe, random"),
+        ("optimizer.lr=-1,-2", "optimizer.lr"),
+    ):
+        command = [sys.executable, str(ROOT / "train.py"), "hparams_search=ddpm_optuna", "trainer=debug", argument]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("genlab: error")]
+        assert done.returncode != 0
+        assert len(errors) == 1, done.stderr
+        assert words in errors[0]
