@@ -44,13 +44,16 @@ class Search(Sweeper):
     def __init__(
         self, storage: str, study: str, trials: int, direction: str, sampler: str, seed: int, jobs: int, space: Any
     ) -> None:
-        self.storage, self.study, self.trials, self.direction = Path(storage), study, trials, direction
+        self.storage, self.study, self.trials = Path(storage), study, trials
+        self.direction: Any = direction
         self.kind, self.seed, self.jobs, self.space = sampler, seed, jobs, dict(space or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+        self.config, self.loader = config, hydra_context.config_loader
+        self.launch = (
+            Plugins.instance()
+            .instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+            .launch
         )
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -69,9 +72,9 @@ class Search(Sweeper):
             sampler=samplers[self.kind](seed=self.seed), load_if_exists=True,
         )  # fmt: skip
         states = optuna.trial.TrialState
-        for trial in study.get_trials(states=[states.RUNNING]):  # of a search that was killed
-            study.tell(trial.number, state=states.FAIL)
-            study.enqueue_trial(trial.params)
+        for left in study.get_trials(states=[states.RUNNING]):  # by a search that was killed
+            study.tell(left.number, state=states.FAIL)
+            study.enqueue_trial(left.params)
         finished = len(study.get_trials(states=[states.COMPLETE]))
         print(f"search {self.study}: {finished} of {self.trials} trials in {self.storage}", file=sys.stderr, flush=True)
         returned: list[JobReturn] = []
@@ -79,7 +82,7 @@ class Search(Sweeper):
         while finished < self.trials:
             batch = [study.ask(space) for _ in range(min(self.jobs, self.trials - finished))]
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in batch]
-            for trial, job in zip(batch, self.launcher.launch(jobs, batch[0].number), strict=True):
+            for trial, job in zip(batch, self.launch(jobs, batch[0].number), strict=True):
                 value = job._return_value if job.status == JobStatus.COMPLETED else None
                 if isinstance(value, int | float):
                     study.tell(trial, float(value))
@@ -97,7 +100,7 @@ class Search(Sweeper):
 
     def _read(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         """Overrides that hold for every trial, and Optuna's distribution of each key that is searched."""
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parser = OverridesParser.create(config_loader=self.loader)
         searched = [f"{key}={value}" for key, value in self.space.items()]
         fixed: list[str] = []
         space: dict[str, Any] = {}
@@ -120,12 +123,14 @@ def distribution(override: Override) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep: Any = override.value()
-    tags = getattr(sweep, "tags", set())
+    tags: set[str] = getattr(sweep, "tags", set())
     if isinstance(sweep, IntervalSweep):
-        low, high = sweep.start, sweep.end
+        low: Any = sweep.start
+        high: Any = sweep.end
         if "int" in tags:
             return IntDistribution(int(low), int(high), log="log" in tags)
         return FloatDistribution(float(low), float(high), log="log" in tags)
     if isinstance(sweep, ChoiceSweep | RangeSweep):
-        return CategoricalDistribution([*override.sweep_iterator(transformer=Transformer.encode)])
+        choices: Any = list(override.sweep_iterator(transformer=Transformer.encode))
+        return CategoricalDistribution(choices)
     raise ConfigError(f"{override.key_or_group}: Optuna searches choice(...), range(...) and interval(...) only")
