@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from runs import ROOT, assert_same_state, log, make_images, new_run, small_run, start_ranks, together, work
+from runs import ROOT, assert_same_state, log, make_images, new_run, rows, small_run, start_ranks, together, work
 
 from genlab.cli.build import build_model
 from genlab.cli.load import load_run
@@ -82,21 +82,19 @@ def test_exact_resume_at_two_ranks(family: str, tmp_path: Path) -> None:
     options = (*QUICK, "schedule.max_samples=240", "schedule.save_every=24", "schedule.eval_every=80", "resume=never",
                "trainer.devices=2")  # fmt: skip
     whole = new_run(small_run(f"model={family}", tmp_path, *options))
-    began = time.monotonic()
     assert work(whole, ranks=2) == 0, log(whole)
-    duration = time.monotonic() - began
     broken = new_run(small_run(f"model={family}", tmp_path, *options))
-    kills = 0
-    for share in (0.5, 0.6, 0.7):
+    for seen in (40, 112, 184):  # killed at the first row past so many samples
         processes = start_ranks(broken, 2)
-        time.sleep(share * duration)
-        running = [p for p in processes if p.exitcode is None]
-        for process in running:
+        while (
+            all(p.exitcode is None for p in processes) and max((r["samples"] for r in rows(broken)), default=0) < seen
+        ):
+            time.sleep(0.01)
+        assert all(p.exitcode is None for p in processes), log(broken)
+        for process in processes:
             os.kill(process.pid or 0, signal.SIGKILL)
         for process in processes:
             process.join()
-        kills += bool(running)
-    assert kills, "the run ended before it could be killed"
     assert work(broken, ranks=2) == 0, log(broken)
     assert_same_state(whole, broken)
 
