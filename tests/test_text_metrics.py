@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import random
 import re
 import socket
@@ -22,13 +21,12 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from genlab.evaluation import rouge, text
+from genlab.files import cache_root
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SHARED = Path(os.environ.get("GENLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+MULTI30K = cache_root() / "multi30k"  # data/task1/raw of the multi30k/dataset repository, put there by hand
 Pairs = tuple[list[str], list[list[str]]]
-needs_multi30k = pytest.mark.skipif(
-    not (SHARED / "data" / "multi30k").is_dir(), reason="no Multi30k in data/multi30k of $GENLAB_SHARED or ../shared"
-)
+needs_multi30k = pytest.mark.skipif(not MULTI30K.is_dir(), reason="no Multi30k in $GENLAB_DATA/multi30k")
 
 
 def damaged(line: str, draw: random.Random, separator: str = " ") -> str:
@@ -69,7 +67,7 @@ def chinese() -> Pairs:
 
 
 def multi30k(language: str) -> Pairs:
-    path = SHARED / "data" / "multi30k" / f"test_2016_flickr.{language}.gz"
+    path = MULTI30K / f"test_2016_flickr.{language}.gz"
     return pairs(gzip.open(path, "rt", encoding="utf-8").read().splitlines()[:500], 500)
 
 
