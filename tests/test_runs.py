@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from genlab.errors import CheckpointError, ConfigError
 from genlab.runs.checkpoint import AtomicCheckpointIO, keep_as, load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory, config_hash, create_run, find_run, find_unfinished
 from genlab.runs.metrics import MetricsFile, read_rows
+from genlab.runs.pulse import Pulse, stalled
 
 STATE = {"state_dict": {"w": torch.arange(1000.0)}, "samples": 8}
 
@@ -199,3 +201,15 @@ def test_debug_overlay_gives_way_to_the_command_line() -> None:
     config = OmegaConf.create({"a": {"b": 1, "c": 2}, "debug": {"a": {"b": 10, "c": 20}}})
     assert with_debug(config, {"trainer": "debug"}, ["a.b=1", "model=x", "a=option"]) == {"a": {"b": 1, "c": 20}}
     assert with_debug(config, {"trainer": "default"}) == {"a": {"b": 1, "c": 2}}
+
+
+def test_the_rank_behind_is_named(tmp_path: Path) -> None:
+    now = time.time()
+    (tmp_path / "ranks").mkdir()
+    for rank, words in ((0, f"7 {now - 60:.1f} was to send gradients"), (1, f"6 {now - 61:.1f} had a batch"), (2, "")):
+        (tmp_path / "ranks" / f"{rank}.pulse").write_text(words)  # the last has only just made its file
+    behind, words = stalled(tmp_path)
+    assert behind == [1]
+    assert words.startswith("rank 1 gave no sign for 61 s, last had a batch")
+    Pulse(tmp_path, 1).mark("had a batch")
+    assert stalled(tmp_path) == ([], "")

@@ -80,7 +80,6 @@ def process_group(here: Place, config: Any, folder: Path | None) -> Iterator[Non
     dist.init_process_group("nccl" if cuda else "gloo", rank=here.rank, world_size=here.world, timeout=timeout)
     pulse = Pulse(folder, here.rank) if folder is not None else None
     if pulse is not None:
-        pulse.mark("had started")
         sharding.on_wait = lambda: pulse.mark("had done its share")
     try:
         yield

@@ -170,7 +170,9 @@ class ImageEvaluation:
 
         rows, ids, distances = closest_pairs(features, reference, 16)
         real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])
-        save_pairs(path, resized(images[rows], self.protocol.resize), real, distances)
+        samples = resized(images[rows], self.protocol.resize)
+        if samples.shape == real.shape:  # files of another size or number of channels have values, but no picture
+            save_pairs(path, samples, real, distances)
 
 
 def _extractor(protocol: Protocol, data: Any, device: torch.device) -> Extractor:

@@ -22,6 +22,7 @@ class Pulse:
         (folder / "ranks").mkdir(exist_ok=True)
         self._file = os.open(folder / "ranks" / f"{rank}.pulse", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self.marks = 0
+        self.mark("had started")
 
     def mark(self, where: str) -> None:
         """Passes a mark; costs some microseconds."""
@@ -36,7 +37,10 @@ def stalled(folder: Path, least_s: float = 5.0) -> tuple[list[int], str]:
     """Ranks behind the others that gave no sign for `least_s` seconds, and what to say of them; ([], "") if none."""
     read = {}
     for path in sorted((folder / "ranks").glob("*.pulse")):
-        marks, when, where = path.read_text(encoding="utf-8").strip().split(" ", 2)
+        words = path.read_text(encoding="utf-8").strip().split(" ", 2)
+        if len(words) < 3:  # just made
+            continue
+        marks, when, where = words
         read[int(path.stem)] = (int(marks), time.time() - float(when), where)
     fewest = min((marks for marks, _, _ in read.values()), default=0)
     behind = [rank for rank, (marks, age, _) in sorted(read.items()) if marks == fewest and age > least_s]
