@@ -1,22 +1,27 @@
 #!/usr/bin/env python
 """Stores what a finished run has shown in docs/results: python scripts/store_record.py RUN [RUN ...] [--to FOLDER]
 
-Configuration, environment, metrics, metric records, final pictures; no checkpoints, no curves (compare.py draws them),
-no proxies of validations (their values are in metrics.jsonl). The paths of this machine are left out.
+Configuration, environment, metrics, metric records, final pictures, the first texts of each table in the order of their
+seeds; no checkpoints, no curves (compare.py draws them), no proxies of validations (their values are in metrics.jsonl).
+The paths of this machine are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from genlab.errors import ConfigError
+from genlab.evaluation.tables import write_table
 from genlab.files import read_json, write_bytes
 from genlab.runs.directory import find_run
 
+TEXTS = 20  # of a table of generated ones
 PICTURES = ("final.png", "final.txt", "reconstructions.png")
 
 
@@ -53,10 +58,22 @@ def store(run: Path, to: Path) -> None:
         # What is left of absolute paths of this machine (the script's own, say) is cut down to the file's name.
         text = re.sub(r"(?<=[\"= ])/[\w./-]+/([\w.-]+)", r"\1", text)
         write_bytes(target / path.name, text.encode())
+        if path.parent.name == "evaluation" and "table" in (record := json.loads(text)):
+            write_first(path.with_name(record["table"]["file"] + ".jsonl"), target, record)
     for picture in PICTURES:
         if (run / "samples" / picture).exists():
             shutil.copy(run / "samples" / picture, target / picture)
     print(target)
+
+
+def write_first(table: Path, target: Path, record: dict[str, Any]) -> None:
+    """The first TEXTS texts that were made, good or bad; the table itself has them sorted."""
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    rows = sorted(rows, key=lambda row: row["number"])[:TEXTS]
+    first = record["generated"].get("seeds", {}).get("first", 0)
+    title = f"{record['name']}: text i is made from seed {first} + i"
+    write_table(target / table.name.removesuffix(".jsonl"), rows, title)
+    (target / table.name).unlink()  # the page is enough
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from genlab.cli.compose import compose_config
 from genlab.cli.targets import instantiate
 from genlab.data.corpus import Corpus
 from genlab.data.sources import Tokens
+from genlab.decoding.tokens import TokenSampler
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
 from genlab.evaluation import text as text_metrics
@@ -29,11 +31,13 @@ from genlab.evaluation.code import code_validity, parses, valid_lines
 from genlab.evaluation.coherence import SentenceEncoder, coherence, neighbouring, not_english, sentences_of
 from genlab.evaluation.copying import Copied, copying, tokens_of
 from genlab.evaluation.harm import TextClassifier, count_listed, read_words
-from genlab.evaluation.judged import texts_from
+from genlab.evaluation.judged import Judged, texts_from, texts_of
 from genlab.evaluation.measures import ready
 from genlab.evaluation.tables import SHOWN, table_columns, write_table
+from genlab.evaluation.texts import text_record
 from genlab.evaluation.windows import SlidingWindows
 from genlab.files import cache_root
+from genlab.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -492,10 +496,6 @@ def chosen(documents: list[str], n: int) -> list[str]:
 
 
 def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path) -> None:
-    from genlab.evaluation.judged import Judged
-    from genlab.evaluation.texts import text_record
-    from genlab.samples import Samples
-
     protocol = Protocol(metrics=["code_validity"], n=2, prompt=1)
     texts, prompts = [" = 1\n", " = 1\n"], ["x", "1"]
     given = Judged(2, 1, 2, lambda a, b: Samples("text", texts[a:b]), {}, None, [[" = 2\n"], [" = 3\n"]], prompts)
@@ -519,6 +519,50 @@ def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path)
         Protocol(metrics=["text_likelihood", "text_quality"], n=2)
     with pytest.raises(ConfigError, match=r"evaluation\.ngrams=\[0\]"):
         Protocol(metrics=["text_copying"], n=2, ngrams=[0])  # type: ignore[arg-type]
+
+
+FIVE = "春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。"
+SEVEN = "故人西辭黃鶴樓，煙花三月下揚州。\n孤帆遠影碧空盡，唯見長江天際流。"
+
+
+def test_verse_keeps_the_form_of_its_reference() -> None:
+    texts = [FIVE[1:], SEVEN, FIVE + "花", FIVE]
+    references = [[FIVE[1:]], [FIVE], [FIVE], ["other"]]
+    for prompts, kept in ((["春", "", "", ""], 1 / 4), (None, None)):
+        given = Judged(4, 1, 4, lambda a, b: Samples("text", texts[a:b]), {}, None, references, prompts)
+        record = text_record(given, Protocol(metrics=["verse_form"], n=4, reference_split="val"), False)
+        assert record["values"] == {"verse_form_4_val.proxy": kept}
+        assert bool(record["missing"]) == (prompts is None)
+        assert record["floor"]["values"] == {"verse_form_4_val.proxy": 3 / 4 if prompts else None}
+
+
+def test_poems_go_on_from_their_form(cache: Path) -> None:
+    """A document an item, as poems are: the reference is the rest without padding, the form is in the prompt."""
+    marks = [chr(0x4E00 + i) for i in range(20)]
+    poems = [poem.replace(poem[0], mark) for mark in marks for poem in (FIVE, SEVEN)]
+    write(cache / "in.jsonl", poems, form=lambda i: "57"[i % 2])
+    options = {"tokenizer": "characters", "documents": "single", "windows": "epoch", "condition": ["form"]}
+    options |= {"block_size": 40}
+    data = data_of(cache, vocab_size=size_of(cache, **options), **options)
+    data.setup()
+    asked: list[str] = []
+
+    def sample(seeds: Tensor, condition: Any, sampler: Any) -> Samples:
+        asked.extend(data.decoded(row) for row in condition["prompt_ids"])
+        assert sampler.max_new_tokens == 41 - 2
+        return Samples("text", ["made"] * len(seeds))
+
+    model: Any = SimpleNamespace(
+        conditions=("prompt_ids",), tokenizer=data.tokenizer, chunk_size=2, sampler=TokenSampler(), sample=sample
+    )
+    judged = texts_of(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=2), None, 0)
+    assert judged.read(0, 4).data == ["made"] * 4
+    assert judged.references is not None
+    for prompt, (rest,) in zip(asked, judged.references, strict=True):
+        assert rest in poems
+        assert prompt == f"<|endoftext|><|form={'57'[poems.index(rest) % 2]}|>"
+    with pytest.raises(ConfigError, match=r"evaluation\.prompt=39: the shortest item has \d\d tokens; take fewer"):
+        texts_of(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=39), None, 0)
 
 
 def test_big_tables_are_capped(tmp_path: Path) -> None:

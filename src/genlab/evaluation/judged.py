@@ -291,8 +291,8 @@ def _encodable(text: str) -> bool:
 def texts_of(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
     """protocol.n texts of a model; where it goes on from prompts, each with the true continuation as its reference.
 
-    Item i goes on from the first `protocol.prompt` tokens of the i-th of n windows of the split (a fixed random
-    choice), for as many tokens as the window has left. prompt 0: texts from nothing, and no references.
+    Item i goes on from the first `protocol.prompt` tokens of the i-th of n windows or documents of the split (a fixed
+    random choice), for as many tokens as the longest has left. prompt 0: texts from nothing, and no references.
     """
     if protocol.n is None:
         raise ConfigError("evaluation.n: say how many texts are generated")
@@ -308,17 +308,23 @@ def texts_of(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int)
             raise ConfigError(f"evaluation.n={protocol.n}: {protocol.reference_split} has {len(ids)} windows; lower it")
         batch = source.batch(ids, torch.zeros_like(ids))
         rows = torch.cat([batch["input_ids"], batch["labels"][:, -1:]], 1).cpu()
-        if (rows < 0).any():
+        ends = [rows.shape[1]] * len(rows)
+        if "attention_mask" in batch:  # a document an item: its tokens, without the boundary after it
+            ends = batch["attention_mask"].sum(1).tolist()
+        elif (rows < 0).any():
             raise ConfigError(
-                f"evaluation.prompt={protocol.prompt}: items of {protocol.reference_split} end before their window "
-                "does; take data.documents=packed and a smaller evaluation.n"
+                f"evaluation.prompt={protocol.prompt}: windows of {protocol.reference_split} end with tokens that are "
+                "not predicted; take data.condition=[]"
             )
-        left = rows.shape[1] - protocol.prompt
-        if left < 1:
-            raise ConfigError(f"evaluation.prompt={protocol.prompt}: a window has {rows.shape[1]} tokens; take fewer")
-        prompts, used = rows[:, : protocol.prompt], replace(used, max_new_tokens=left)
+        if min(ends) <= protocol.prompt:
+            raise ConfigError(
+                f"evaluation.prompt={protocol.prompt}: the shortest item has {min(ends)} tokens; take fewer"
+            )
+        prompts = rows[:, : protocol.prompt]
+        used = replace(used, max_new_tokens=rows.shape[1] - protocol.prompt)
         heads = [model.tokenizer.decode(row) for row in prompts.tolist()]
-        references = [[model.tokenizer.decode(row)] for row in rows[:, protocol.prompt :].tolist()]
+        rests = [row[protocol.prompt : end] for row, end in zip(rows.tolist(), ends, strict=True)]
+        references = [[model.tokenizer.decode(rest)] for rest in rests]
         facts |= {"data": data.manifest.name, "sha256": data.manifest.identity(protocol.reference_split)}
 
     def read(start: int, stop: int) -> Samples:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from genlab.data.corpora import FORMS, form_of
 from genlab.errors import ConfigError
 from genlab.evaluation.code import code_validity
 from genlab.evaluation.coherence import LONGEST, OUTPUTS, SentenceEncoder, encoder_folder, not_english
@@ -174,10 +175,28 @@ def code(groups: Sequence[Group], protocol: Protocol, data: Any, device: torch.d
     return from_first_rank(lambda: [one(group) for group in groups])
 
 
+def verse(groups: Sequence[Group], protocol: Protocol, data: Any, device: torch.device) -> list[Measured]:
+    """Whether a poem has the form (genlab.data.corpora.form_of) of its reference; both begin with the prompt."""
+    first = groups[0]
+    if first.prompts is None or first.references is None:
+        why = "evaluation.prompt is 0: the form asked for is that of the real poem that a text begins as"
+        return [Measured({"verse_form": math.nan}, missing={"verse_form": why}) for _ in groups]
+    asked = [form_of(prompt + real[0]) for prompt, real in zip(first.prompts, first.references, strict=True)]
+
+    def one(group: Group) -> Measured:
+        found = [form_of(prompt + text) for prompt, text in zip(first.prompts or (), group.texts, strict=True)]
+        kept = [form == wanted and form in FORMS.values() for form, wanted in zip(found, asked, strict=True)]
+        columns: dict[str, list[Any]] = {"form asked for": list(asked), "form": list(found)}
+        return Measured({"verse_form": sum(kept) / len(kept)}, {"verse_form": "lines and their lengths"}, {}, columns)
+
+    return [one(group) for group in groups]
+
+
 MEASURES: dict[str, Callable[[Sequence[Group], Protocol, Any, torch.device], list[Measured]]] = {
     "text_quality": quality,
     "text_coherence": coherence,
     "text_copying": copied,
     "text_harm": harm,
     "code_validity": code,
+    "verse_form": verse,
 }

@@ -11,7 +11,7 @@ from genlab.evaluation.fidelity import METRICS, Settings
 from genlab.evaluation.harm import TextClassifier
 
 # Of texts that are generated; the others read given ones.
-GENERATED_METRICS = ("text_quality", "text_coherence", "text_copying", "text_harm", "code_validity")
+GENERATED_METRICS = ("text_quality", "text_coherence", "text_copying", "text_harm", "code_validity", "verse_form")
 LIKELIHOODS = ("text_likelihood", "text_bound", "text_pseudo_likelihood")
 TEXT_METRICS = (*LIKELIHOODS, *GENERATED_METRICS)
 GIVEN_METRICS = ("variational_bound", "importance_nll", "reconstruction")  # of images that are given, not generated
@@ -32,9 +32,9 @@ class Protocol:
     Args:
         metrics: of images: keys of fidelity.METRICS (fid, kid, precision_recall, density_coverage, intra_fid,
             nearest_neighbours, inception_score, label_accuracy, confident_09); of generated text: text_quality,
-            text_coherence, text_copying, text_harm, code_validity; of given text, alone: text_likelihood, text_bound,
-            text_pseudo_likelihood; of given images, alone: variational_bound, importance_nll, reconstruction. Empty:
-            nothing is evaluated.
+            text_coherence, text_copying, text_harm, code_validity, verse_form; of given text, alone: text_likelihood,
+            text_bound, text_pseudo_likelihood; of given images, alone: variational_bound, importance_nll,
+            reconstruction. Empty: nothing is evaluated.
         n: how many samples are generated; for likelihoods, how many items are read (null: all of the split).
         reference_split: of the data set, against which samples are compared; for text, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
