@@ -177,7 +177,7 @@ CRITICS = {
 def test_generators_of_any_size_divisible_by_4(shape: list[int]) -> None:
     torch.manual_seed(0)
     z, labels = torch.randn(3, 5), torch.tensor([0, 1, 1])
-    for make in (dcgan.Generator, resnet_gan.Generator, partial(r3gan.Generator, groups=2)):
+    for make in (dcgan.Generator, resnet_gan.Generator, partial(r3gan.Generator, group=4)):
         for classes in (None, 2):
             network = make(shape, latent_dim=5, width=4, num_classes=classes).eval()
             with torch.no_grad():
@@ -207,13 +207,27 @@ def test_critics(name: str, condition: str, spectral: bool) -> None:
 
 def test_r3gan_begins_as_the_identity_and_keeps_the_variance() -> None:
     torch.manual_seed(0)
-    block = r3gan.Block(32, groups=4, expansion=2, blocks=1)
+    block = r3gan.Block(32, group=16, expansion=2, blocks=1)
     x = torch.randn(4, 32, 8, 8)
     assert torch.equal(block(x), x)
     inner = block.second(block.mix(block.first(block.enter(torch.randn(64, 32, 8, 8)))))[:, :, 1:-1, 1:-1]
     assert 0.8 < inner.square().mean().item() < 1.25 * 2 / 1.04  # variance 1 into each activation of that gain
-    with pytest.raises(ConfigError, match="groups=5"):
-        r3gan.Block(32, groups=5, expansion=2, blocks=1)
+    with pytest.raises(ConfigError, match="group=5"):
+        r3gan.Block(32, group=5, expansion=2, blocks=1)
+
+
+def test_r3gan_of_unequal_widths() -> None:
+    torch.manual_seed(0)
+    widths, labels = [8, 4, 2], torch.tensor([0, 1, 1])
+    generator = r3gan.Generator([1, 28, 28], 5, widths, 4, num_classes=2)
+    critic = r3gan.Critic([1, 28, 28], widths, 4, num_classes=2)
+    x = generator(torch.randn(3, 5), labels)
+    assert x.shape == (3, 1, 28, 28)
+    assert critic(x, labels).shape == (3,)
+    assert generator.basis.shape == (8, 7, 7)
+    assert critic.enter.weight.shape == (2, 1, 1, 1)
+    with pytest.raises(ConfigError, match=r"width=\[8, 4\]: these images have 3 sizes"):
+        r3gan.Critic([1, 28, 28], [8, 4], 4)
 
 
 def test_spectral_norm_brings_the_largest_singular_value_to_one() -> None:

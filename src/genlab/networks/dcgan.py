@@ -44,7 +44,7 @@ class Generator(nn.Module):
         refine: bool = True,
     ) -> None:
         super().__init__()
-        channels, height, rows = _sizes(shape, stages, "model.generator")
+        channels, height, rows = sizes(shape, stages, "model.generator")
         self.latent_dim = latent_dim
         self.start = (width * 2**stages, height, rows)
         conditional = bool(num_classes) and condition != "none"
@@ -95,7 +95,7 @@ class Critic(nn.Module):
         refine: bool = True,
     ) -> None:
         super().__init__()
-        channels, height, rows = _sizes(shape, stages, "model.critic")
+        channels, height, rows = sizes(shape, stages, "model.critic")
         features = width * 2**stages * height * rows
         self.condition = condition
         embedding = class_embedding(condition, num_classes, features, shape)
@@ -116,7 +116,7 @@ class Critic(nn.Module):
         return self.head(h).squeeze(1) + projected(h, self.embedding, self.condition, labels)
 
 
-def _sizes(shape: list[int], stages: int, key: str) -> tuple[int, int, int]:
+def sizes(shape: list[int], stages: int, key: str) -> tuple[int, int, int]:
     """Channels, and height and width at the lowest resolution."""
     channels, height, width = shape
     if height % 2**stages or width % 2**stages:

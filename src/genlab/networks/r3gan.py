@@ -1,13 +1,15 @@
 """R3GAN's generator and critic (Huang et al. 2025, arXiv 2501.05441, section 4), for sizes divisible by 4.
 
 Its configuration E. No normalisation: initial weights as in fix-up (arXiv 1901.09321) keep the variance, a grouped
-convolution sits inside an inverted bottleneck, LeakyReLU comes with a bias, resampling is bilinear. At 32 x 32 the
-authors' preset is 768 channels, 96 groups, two blocks at each of 4 sizes.
+convolution sits inside an inverted bottleneck, LeakyReLU comes with a bias, resampling is bilinear, and where channels
+change a 1 x 1 convolution stands at the smaller size. At 32 x 32 the authors' preset is 768 channels in groups of 16,
+two blocks at each of 4 sizes.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -38,19 +40,19 @@ class Block(nn.Module):
 
     Args:
         channels: of input and output.
-        groups: of the 3 x 3 convolution.
+        group: channels a group of the 3 x 3 convolution.
         expansion: of the bottleneck.
         blocks: residual blocks of the whole network, which initial weights depend on.
     """
 
-    def __init__(self, channels: int, groups: int, expansion: int, blocks: int) -> None:
+    def __init__(self, channels: int, group: int, expansion: int, blocks: int) -> None:
         super().__init__()
         inner = channels * expansion
-        if inner % groups:
-            raise ConfigError(f"groups={groups}: {channels} x {expansion} channels do not divide into so many groups")
+        if inner % group:
+            raise ConfigError(f"group={group}: {channels} x {expansion} channels do not divide into groups of so many")
         gain = _GAIN * blocks ** (-1 / 4)  # fix-up: L^(-1 / (2m - 2)) for blocks of m = 3 layers
         self.enter = _scaled(nn.Conv2d(channels, inner, 1, bias=False), gain)
-        self.mix = _scaled(nn.Conv2d(inner, inner, 3, 1, 1, groups=groups, bias=False), gain)
+        self.mix = _scaled(nn.Conv2d(inner, inner, 3, 1, 1, groups=inner // group, bias=False), gain)
         self.leave = _scaled(nn.Conv2d(inner, channels, 1, bias=False), 0.0)
         self.first, self.second = BiasedLeakyReLU(inner), BiasedLeakyReLU(inner)
 
@@ -64,8 +66,8 @@ class Generator(nn.Module):
     Args:
         shape: C, H, W; H and W divisible by 4.
         latent_dim: size of z, and of the class's embedding joined to it.
-        width: channels.
-        groups: of the 3 x 3 convolutions.
+        width: channels at every size; or a list, from the smallest size to the largest.
+        group: channels a group of the 3 x 3 convolutions.
         blocks: residual blocks a size.
         expansion: of the bottleneck.
         num_classes: classes of the condition; None or 0 for none.
@@ -75,31 +77,31 @@ class Generator(nn.Module):
         self,
         shape: list[int],
         latent_dim: int = 64,
-        width: int = 768,
-        groups: int = 96,
+        width: int | list[int] = 768,
+        group: int = 16,
         blocks: int = 2,
         expansion: int = 2,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         count = halvings(shape)
-        depth = blocks * (count + 1)
+        widths = _widths(width, count + 1)
         self.latent_dim = latent_dim
         self.embedding = _scaled(nn.Embedding(num_classes, latent_dim)) if num_classes else None
-        self.basis = nn.Parameter(torch.randn(width, shape[1] >> count, shape[2] >> count))
-        self.project = _scaled(nn.Linear(latent_dim * (2 if num_classes else 1), width, bias=False))
-        self.stages = nn.ModuleList(
-            [nn.Sequential(*(Block(width, groups, expansion, depth) for _ in range(blocks))) for _ in range(count + 1)]
-        )
-        self.out = _scaled(nn.Conv2d(width, shape[0], 1, bias=False))
+        self.basis = nn.Parameter(torch.randn(widths[0], shape[1] >> count, shape[2] >> count))
+        self.project = _scaled(nn.Linear(latent_dim * (2 if num_classes else 1), widths[0], bias=False))
+        self.stages = _stages(widths, group, blocks, expansion)
+        self.changes = _changes(widths)
+        self.out = _scaled(nn.Conv2d(widths[-1], shape[0], 1, bias=False))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embedding is not None:
             assert labels is not None
             z = torch.cat([z, self.embedding(labels)], 1)
         h = self.basis * self.project(z)[:, :, None, None]
-        for i, stage in enumerate(self.stages):
-            h = stage(upsampled(h) if i else h)
+        h = self.stages[0](h)
+        for change, stage in zip(self.changes, self.stages[1:], strict=True):
+            h = stage(upsampled(change(h)))
         return self.out(h)
 
 
@@ -110,33 +112,59 @@ class Critic(nn.Module):
     def __init__(
         self,
         shape: list[int],
-        width: int = 768,
-        groups: int = 96,
+        width: int | list[int] = 768,
+        group: int = 16,
         blocks: int = 2,
         expansion: int = 2,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         count = halvings(shape)
-        depth = blocks * (count + 1)
         smallest = (shape[1] >> count, shape[2] >> count)
-        self.enter = _scaled(nn.Conv2d(shape[0], width, 1, bias=False))
-        self.stages = nn.ModuleList(
-            [nn.Sequential(*(Block(width, groups, expansion, depth) for _ in range(blocks))) for _ in range(count + 1)]
-        )
-        self.basis = _scaled(nn.Conv2d(width, width, smallest, groups=width, bias=False))
-        self.head = _scaled(nn.Linear(width, width if num_classes else 1, bias=False))
-        self.embedding = _scaled(nn.Embedding(num_classes, width)) if num_classes else None
+        widths = _widths(width, count + 1)[::-1]
+        last = widths[-1]
+        self.enter = _scaled(nn.Conv2d(shape[0], widths[0], 1, bias=False))
+        self.stages = _stages(widths, group, blocks, expansion)
+        self.changes = _changes(widths)
+        self.basis = _scaled(nn.Conv2d(last, last, smallest, groups=last, bias=False))
+        self.head = _scaled(nn.Linear(last, last if num_classes else 1, bias=False))
+        self.embedding = _scaled(nn.Embedding(num_classes, last)) if num_classes else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.enter(x)
-        for i, stage in enumerate(self.stages):
-            h = stage(F.avg_pool2d(h, 2) if i else h)  # averages of 2 x 2: bilinear at half the size
+        h = self.stages[0](self.enter(x))
+        for change, stage in zip(self.changes, self.stages[1:], strict=True):
+            h = stage(change(F.avg_pool2d(h, 2)))  # averages of 2 x 2: bilinear at half the size
         h = self.head(self.basis(h).flatten(1))
         if self.embedding is None:
             return h.squeeze(1)
         assert labels is not None
         return (h * self.embedding(labels)).sum(1)
+
+
+def _widths(width: int | list[int], count: int) -> list[int]:
+    """Channels at each of `count` sizes.
+
+    Raises:
+        ConfigError: a list of another length.
+    """
+    widths = [width] * count if isinstance(width, int) else list(width)
+    if len(widths) != count:
+        raise ConfigError(f"width={widths}: these images have {count} sizes, from 4 to 7 positions up; give as many")
+    return widths
+
+
+def _stages(widths: list[int], group: int, blocks: int, expansion: int) -> nn.ModuleList:
+    depth = blocks * len(widths)
+    return nn.ModuleList(
+        [nn.Sequential(*(Block(width, group, expansion, depth) for _ in range(blocks))) for width in widths]
+    )
+
+
+def _changes(widths: list[int]) -> nn.ModuleList:
+    """From each size's channels to the next one's."""
+    return nn.ModuleList(
+        [nn.Identity() if a == b else _scaled(nn.Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths)]
+    )
 
 
 def _scaled(layer: _Layer, gain: float = 1.0) -> _Layer:

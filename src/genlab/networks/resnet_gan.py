@@ -66,7 +66,7 @@ class CriticBlock(nn.Module):
     Args:
         inputs: channels.
         outputs: channels.
-        resample: down: averages of 2 x 2 (of what there is of them at odd sizes); up: bilinear; none.
+        down: averages of 2 x 2 at the end.
         first: the input is an image: neither norm nor activation before the first convolution.
         norm: layer: group norm of one group, over each item alone, so that gradient penalties are per item; none.
     """
@@ -75,24 +75,22 @@ class CriticBlock(nn.Module):
         self,
         inputs: int,
         outputs: int,
-        resample: Literal["down", "up", "none"] = "none",
+        down: bool = False,
         first: bool = False,
         norm: Literal["layer", "none"] = "none",
     ) -> None:
         super().__init__()
-        self.resample, self.first = resample, first
+        self.down, self.first = down, first
         self.norm1: nn.Module = nn.GroupNorm(1, inputs) if norm == "layer" and not first else nn.Identity()
         self.norm2: nn.Module = nn.GroupNorm(1, outputs) if norm == "layer" else nn.Identity()
         self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, 1, 1), nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs or resample != "none" else None
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs or down else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = x if self.first else F.relu(self.norm1(x))
-        if self.resample == "up":
-            h, x = upsampled(h), upsampled(x)
         h = self.conv2(F.relu(self.norm2(self.conv1(h))))
-        if self.resample == "down":  # averages and a convolution of 1 x 1 commute; this order costs a quarter
-            h, x = F.avg_pool2d(h, 2, ceil_mode=True), F.avg_pool2d(x, 2, ceil_mode=True)
+        if self.down:  # averages and a convolution of 1 x 1 commute; this order costs a quarter
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -170,8 +168,8 @@ class Critic(nn.Module):
         self.condition, self.pooling = condition, pooling
         self.embedding = class_embedding(condition, num_classes, width, shape)
         down = max(min(2, halvings(shape)), halvings(shape) - 1)
-        first = CriticBlock(planes(shape[0], self.embedding, condition), width, "down", True, norm)
-        rest = [CriticBlock(width, width, "down" if i < down else "none", False, norm) for i in range(1, blocks)]
+        first = CriticBlock(planes(shape[0], self.embedding, condition), width, True, True, norm)
+        rest = [CriticBlock(width, width, i < down, False, norm) for i in range(1, blocks)]
         self.blocks = nn.Sequential(first, *rest)
         self.head = nn.Linear(width, 1)
         self.apply(initialise)

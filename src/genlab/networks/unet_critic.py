@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -10,22 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.networks.conditioning import CriticCondition, class_embedding, joined, planes, projected
-from genlab.networks.resnet_gan import CriticBlock, initialise
+from genlab.networks.dcgan import initialise, sizes
 from genlab.networks.spectral import normalise
 
 
 class UNetCritic(nn.Module):
     """Images [B, C, H, W] in [-1, 1] (and labels int64 [B]) -> [logits [B], logits of pixels [B, H, W]].
 
-    The encoder is that of the ResNet critic with twice the channels a level; its decoder mirrors it, with skip
-    connections (figure 2 of the paper). It goes down to a few positions, as the paper's: what is left is summed, so the
-    image's logit knows no places, and must have seen the whole. The loss is the sum of both outputs' (equations 4 to
-    6); the paper's CutMix consistency is not part of it.
+    The encoder is DCGAN's critic; its decoder mirrors it, with skip connections (figure 2 of the paper), the last of
+    them the image itself. The paper's residual encoder, whose last features are summed over places, gave one image
+    whatever z in our short runs; here the image's logit reads every place. The loss is the sum of both outputs'
+    (equations 4 to 6); the paper's CutMix consistency is not part of it.
 
     Args:
-        shape: C, H, W.
-        width: channels at full resolution.
-        levels: times the image is halved, rounded up: 28, 14, 7, 4, 2.
+        shape: C, H, W; H and W divisible by 2^stages.
+        width: channels at full resolution; twice as many at each stage below.
+        stages: how often the size is halved.
         num_classes: classes of the condition; None or 0 for none.
         condition: how they enter: see genlab.networks.conditioning.
         spectral_norm: see genlab.networks.spectral.
@@ -35,35 +34,38 @@ class UNetCritic(nn.Module):
         self,
         shape: list[int],
         width: int = 32,
-        levels: Annotated[int, "gt 0"] = 4,
+        stages: Annotated[int, "gt 0"] = 2,
         num_classes: int | None = None,
         condition: CriticCondition = "projection",
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        widths = [width * 2**level for level in range(levels + 1)]
+        channels, height, rows = sizes(shape, stages, "model.critic")
+        features = width * 2**stages * height * rows
         self.condition = condition
-        self.embedding = class_embedding(condition, num_classes, widths[-1], shape)
-        self.first = nn.Conv2d(planes(shape[0], self.embedding, condition), width, 3, 1, 1)
-        pairs = list(pairwise(widths))
-        self.down = nn.ModuleList([CriticBlock(a, b, "down") for a, b in pairs])
+        self.embedding = class_embedding(condition, num_classes, features, shape)
+        seen = planes(channels, self.embedding, condition)
+        widths = [seen, *(width * 2**stage for stage in range(1, stages + 1))]
+        self.down = nn.ModuleList([nn.Conv2d(widths[i], widths[i + 1], 4, 2, 1) for i in range(stages)])
         self.up = nn.ModuleList(  # all but the lowest get the decoder's features and, beside them, the encoder's
-            [CriticBlock(b if i == 0 else 2 * b, a, "up") for i, (a, b) in enumerate(reversed(pairs))]
+            [
+                nn.ConvTranspose2d(width * 2**stage * (1 if stage == stages else 2), width * 2 ** (stage - 1), 4, 2, 1)
+                for stage in range(stages, 0, -1)
+            ]
         )
-        self.head, self.pixels = nn.Linear(widths[-1], 1), nn.Conv2d(2 * width, 1, 1)
+        self.head, self.pixels = nn.Linear(features, 1), nn.Conv2d(width + seen, 1, 3, 1, 1)
         self.apply(initialise)
         if spectral_norm:
             normalise(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        h = self.first(joined(x, self.embedding, self.condition, labels))
+        h = joined(x, self.embedding, self.condition, labels)
         skips = []
-        for block in self.down:
+        for layer in self.down:
             skips.append(h)
-            h = block(h)
-        pooled = F.relu(h).sum((2, 3))
-        logits = self.head(pooled).squeeze(1) + projected(pooled, self.embedding, self.condition, labels)
-        for block in self.up:
-            skip = skips.pop()
-            h = torch.cat([block(h)[..., : skip.shape[2], : skip.shape[3]], skip], 1)
-        return [logits, self.pixels(F.relu(h)).squeeze(1)]
+            h = F.leaky_relu(layer(h), 0.2)
+        flat = h.flatten(1)
+        logits = self.head(flat).squeeze(1) + projected(flat, self.embedding, self.condition, labels)
+        for layer in self.up:
+            h = torch.cat([F.leaky_relu(layer(h), 0.2), skips.pop()], 1)
+        return [logits, self.pixels(h).squeeze(1)]
