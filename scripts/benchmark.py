@@ -7,6 +7,7 @@ the ratios is given with their range.
     noise      keyed noise against the network it feeds, for one sampling step of shipped experiments: share of the time
     answers    40 mistakes drawn from all groups of conf, each as a command: seconds to the answer, nearest keys right
     start      `python train.py` on a warm cache: seconds to the end of the first training step
+    text       the same on a text of 200 MB against one of 1 MB, both with a warm cache; and the peak of memory
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
     inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
 """
@@ -152,25 +153,60 @@ def answers(repeats: int) -> dict[str, Any]:
     return {"seconds": summary(seconds), "named what was meant": right, "no line or another exit code": other}
 
 
+def first_step(options: list[str]) -> tuple[float, float]:
+    """Seconds from the command to the row of the first step, W&B offline as it is without a login; and the peak of
+    memory until then of the process that trains, GiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "train.py"), *options, f"runs_dir={folder}"]
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command, env={**os.environ, "WANDB_MODE": "offline"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        while not any(path.stat().st_size for path in Path(folder).glob("*/*/metrics.jsonl")):
+            if process.poll() is not None:
+                raise SystemExit(f"train.py has ended: {process.communicate()[0].decode()}")
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        peak = max(int(Path(f"/proc/{i}/status").read_text().split("VmHWM:")[1].split()[0]) for i in tree(process.pid))
+        process.terminate()
+        process.communicate()
+        return seconds, peak / 2**20
+
+
+def tree(process: int) -> list[int]:
+    """A process and all that it has started."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [process, *(i for child in children for i in tree(int(child)))]
+
+
 def start(repeats: int) -> dict[str, Any]:
-    """From the command to the row of the first step, W&B offline as it is without a login."""
-    seconds = []
-    for _ in range(repeats + 1):  # the first warms the cache
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(ROOT / "train.py"), "schedule.log_every=64", f"runs_dir={folder}"]
-            began = time.perf_counter()
-            process = subprocess.Popen(
-                command, env={**os.environ, "WANDB_MODE": "offline"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            while not any(path.stat().st_size for path in Path(folder).glob("*/*/metrics.jsonl")):
-                if process.poll() is not None:
-                    raise SystemExit(f"train.py has ended: {process.communicate()[0].decode()}")
-                time.sleep(0.02)
-            seconds.append(time.perf_counter() - began)
-            process.terminate()
-            process.communicate()
-            print(f"{seconds[-1]:.1f} s", flush=True)
-    return {"seconds to the first step": summary(seconds[1:])}
+    """From the command to the row of the first step."""
+    found = [first_step(["schedule.log_every=64"]) for _ in range(repeats + 1)]  # the first warms the cache
+    return {"seconds to the first step": summary([seconds for seconds, _ in found[1:]])}
+
+
+def text(repeats: int) -> dict[str, Any]:
+    """Tiny Shakespeare against itself many times over. The first start of each makes the token files."""
+    from genlab.data.fetch import fetch, find
+
+    source = (fetch("tiny_shakespeare") / find("tiny_shakespeare").files[0].name).read_bytes()
+    found: dict[str, list[tuple[float, float]]] = {"small": [], "large": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, times in (("small", 1), ("large", 200_000_000 // len(source))):
+            Path(folder, f"{name}.txt").write_bytes(source * times)
+        for _ in range(repeats + 1):
+            for name, starts in found.items():
+                data = ["data=text_file", f"data.path={folder}/{name}.txt", "data.vocab_size=65"]
+                quick = ["model=gpt", "schedule.log_every=12", "data.limit_val=64", "threads=1"]
+                starts.append(first_step([*quick, *data]))
+                print(f"{name}: {starts[-1][0]:.1f} s, {starts[-1][1]:.3f} GiB", flush=True)
+    pairs = list(zip(found["large"][1:], found["small"][1:], strict=True))
+    return {
+        "first start of the large text, s": found["large"][0][0],
+        "seconds to the first step, large over small": summary([a[0] / b[0] for a, b in pairs]),
+        "peak of memory, large over small": summary([a[1] / b[1] for a, b in pairs]),
+        "peak of memory of the small, GiB": summary([b[1] for _, b in pairs]),
+    }
 
 
 def protection(repeats: int) -> dict[str, Any]:
@@ -232,7 +268,7 @@ def protection(repeats: int) -> dict[str, Any]:
 
 MEASURED: dict[str, Callable[[int], dict[str, Any]]] = {
     "ranks": ranks, "noise": noise_share, "inception": inception, "answers": answers, "start": start,
-    "protection": protection,
+    "text": text, "protection": protection,
 }  # fmt: skip
 
 
@@ -251,10 +287,10 @@ def main() -> None:
         "load before": os.getloadavg()[0],
         **measured,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
+    found = json.dumps(result, indent=1)
+    print(found)
     if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        arguments.out.write_text(found + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

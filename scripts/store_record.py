@@ -22,7 +22,9 @@ from genlab.files import read_json, write_bytes
 from genlab.runs.directory import find_run
 
 TEXTS = 20  # of a table of generated ones
-PICTURES = ("final.png", "final.txt", "reconstructions.png")
+CHARACTERS = 400  # of a text in such a table
+SAMPLES = 3000  # characters of final.txt
+PICTURES = ("final.png", "reconstructions.png")
 
 
 def main() -> int:
@@ -60,6 +62,8 @@ def store(run: Path, to: Path) -> None:
         write_bytes(target / path.name, text.encode())
         if path.parent.name == "evaluation" and "table" in (record := json.loads(text)):
             write_first(path.with_name(record["table"]["file"] + ".jsonl"), target, record)
+    if (final := run / "samples" / "final.txt").exists():
+        write_bytes(target / final.name, final.read_text(encoding="utf-8")[:SAMPLES].encode())
     for picture in PICTURES:
         if (run / "samples" / picture).exists():
             shutil.copy(run / "samples" / picture, target / picture)
@@ -70,10 +74,15 @@ def write_first(table: Path, target: Path, record: dict[str, Any]) -> None:
     """The first TEXTS texts that were made, good or bad; the table itself has them sorted."""
     rows = [json.loads(line) for line in table.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     rows = sorted(rows, key=lambda row: row["number"])[:TEXTS]
+    rows = [{key: cut(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     first = record["generated"].get("seeds", {}).get("first", 0)
     title = f"{record['name']}: text i is made from seed {first} + i"
     write_table(target / table.name.removesuffix(".jsonl"), rows, title)
     (target / table.name).unlink()  # the page is enough
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} ..."
 
 
 if __name__ == "__main__":

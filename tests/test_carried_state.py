@@ -210,12 +210,14 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
             "experiment=lstm_shakespeare", tmp_path / str(ranks), "data.limit_val=null", f"trainer.devices={ranks}",
             "schedule.decay=constant",
         )  # fmt: skip
+        # AdamW would move a weight whose gradient is nothing but rounding by the whole rate.
+        config.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0}
         run = new_run(config)
         assert work(run, ranks=ranks) == 0, log(run)
         runs.append(run)
     one, two = (load_checkpoint(run.last) for run in runs)
     for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-4, atol=1e-5)
     for a, b in zip(one["carried_state"], two["carried_state"], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     losses = [[row["val/loss"] for row in rows(run) if "val/loss" in row] for run in runs]

@@ -106,7 +106,20 @@ def test_a_large_text_is_memory_mapped_and_read_in_blocks(tmp_path: Path, monkey
     assert torch.equal(whole, mapped)
     assert alphabet.characters == other.characters
     assert sha == sha256
-    assert [p.name for p in (tmp_path / "c").iterdir()] == [f"{sha}.uint16"]
+    assert alphabet.utf8_bytes(mapped) == len(TEXT.encode())
+    with monkeypatch.context() as patch:  # a later start reads nothing of it
+
+        def read(*_: object) -> None:
+            raise AssertionError("the file was read")
+
+        patch.setattr(characters, "text_blocks", read)
+        assert torch.equal(read_tokens(path, tmp_path / "c")[0], mapped)
+    (stored,) = (tmp_path / "c").glob("*/tokens.uint16")
+    stored.write_bytes(stored.read_bytes()[:-2])
+    with pytest.raises(DataError, match="not whole; delete it, it is made again"):
+        read_tokens(path, tmp_path / "c")
+    path.write_bytes(TEXT.encode() * 2)  # another file
+    assert len(read_tokens(path, tmp_path / "c")[0]) == 2 * len(whole)
     path.write_bytes(TEXT.encode() + b"ab\xff")
     with pytest.raises(DataError, match=rf"not UTF-8 at offset {len(TEXT.encode()) + 2}, line 81"):
         read_tokens(path, tmp_path / "c")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,11 +17,15 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from genlab.data.archive import atomic
+from genlab.data.documents import fingerprint
+from genlab.data.manifest import digest
+from genlab.data.prepare import made_once
 from genlab.errors import ConfigError, DataError
+from genlab.files import read_json, write_json
 
 BLOCK = 1 << 24  # bytes read at a time
-IN_MEMORY = 1 << 27  # bytes of text up to which the ids are kept in memory, not in a memory-mapped file
+IN_MEMORY = 1 << 22  # bytes of text up to which a start reads the file, and keeps its ids in memory
+META = "characters.json"
 
 
 class Alphabet:
@@ -45,8 +48,8 @@ class Alphabet:
 
     def utf8_bytes(self, tokens: Tensor) -> int:
         """Bytes in UTF-8 of int16 tokens that hold uint16 ids."""
-        size = np.array([len(c.encode()) for c in self.characters], dtype=np.int64)
-        return int(size @ np.bincount(tokens.numpy().view(np.uint16), minlength=len(size)))
+        size = np.array([len(c.encode()) for c in self.characters], dtype=np.uint8)
+        return sum(int(size[part.numpy().view(np.uint16)].sum(dtype=np.int64)) for part in tokens.split(BLOCK))
 
     def tokenizer(self) -> Tokenizer:
         """The same as a `tokenizers.Tokenizer`; `decode(encode(x).ids) == x`."""
@@ -99,22 +102,37 @@ def text_blocks(path: Path, digest: hashlib._Hash | None = None) -> Iterator[str
 def read_tokens(path: Path, cache: Path) -> tuple[Tensor, Alphabet, str]:
     """A text file as character ids: int16 [L] holding uint16 values, the alphabet, and the file's sha256.
 
-    A file above IN_MEMORY bytes is kept as a memory-mapped file in `cache`, made once.
+    A file above IN_MEMORY bytes is read once and kept memory-mapped in a folder of `cache`. A later start compares its
+    path, size and time of change, and reads nothing of it.
+
+    Raises:
+        ConfigError: no such file, or an empty one.
+        DataError: not UTF-8, unreadable, or more than 65,536 distinct characters.
     """
+    if not path.is_file() or path.stat().st_size <= IN_MEMORY:
+        alphabet, sha256 = _survey(path)
+        ids = np.concatenate([alphabet.ids(text) for text in text_blocks(path)])
+        return torch.from_numpy(ids.view(np.int16)), alphabet, sha256
+
+    def make(folder: Path) -> None:
+        (alphabet, sha256), size = _survey(path), 0
+        with open(folder / "tokens.uint16", "wb") as out:
+            for text in text_blocks(path):
+                size += out.write(alphabet.ids(text).tobytes())
+        write_json(folder / META, {"characters": "".join(alphabet.characters), "sha256": sha256, "size": size})
+
+    folder = made_once(cache / f"characters-{digest([str(path.resolve()), *fingerprint(path, [path])])[:24]}", make)
+    meta, stored = read_json(folder / META), folder / "tokens.uint16"
+    if not meta or not stored.is_file() or stored.stat().st_size != meta["size"]:
+        raise DataError(f"{folder}: not whole; delete it, it is made again")
+    return torch.from_numpy(np.memmap(stored, dtype=np.int16, mode="c")), Alphabet(meta["characters"]), meta["sha256"]
+
+
+def _survey(path: Path) -> tuple[Alphabet, str]:
     sha = hashlib.sha256()
     characters: set[int] = set()
     for text in text_blocks(path, sha):
         characters.update(np.unique(code_points(text)).tolist())
     if not characters:
         raise ConfigError(f"{path}: empty, 0 characters")
-    alphabet = Alphabet([chr(point) for point in characters])
-    if path.stat().st_size <= IN_MEMORY:
-        ids = np.concatenate([alphabet.ids(text) for text in text_blocks(path)])
-        return torch.from_numpy(ids.view(np.int16)), alphabet, sha.hexdigest()
-    stored = cache / f"{sha.hexdigest()}.uint16"
-    if not stored.exists():
-        os.makedirs(cache, exist_ok=True)
-        with atomic(stored) as out:
-            for text in text_blocks(path):
-                out.write(alphabet.ids(text).tobytes())
-    return torch.from_numpy(np.memmap(stored, dtype=np.int16, mode="c")), alphabet, sha.hexdigest()
+    return Alphabet([chr(point) for point in characters]), sha.hexdigest()

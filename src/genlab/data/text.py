@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from genlab.data.characters import read_tokens, text_blocks
+from genlab.data.characters import Alphabet, read_tokens, text_blocks
 from genlab.data.documents import count_units
 from genlab.data.fetch import data_root, fetch, find
 from genlab.data.manifest import Manifest, digest
@@ -80,7 +80,8 @@ class CharacterText(WholeText):
         if not 0 < train_fraction < 1:
             raise ConfigError(f"data.train_fraction={train_fraction} must lie between 0 and 1")
         self.path, self.train_fraction = path, train_fraction
-        self._bytes_per_token: dict[str, float] = {}
+        self._tokens: dict[str, torch.Tensor] = {}
+        self._alphabet: Alphabet
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         path = fetch(self.name) / find(self.name).files[0].name if self.path is None else Path(self.path).expanduser()
@@ -98,10 +99,10 @@ class CharacterText(WholeText):
         splits: dict[str, dict[str, Any]] = {}
         parts: tuple[tuple[Split, Source, int, int], ...] = (("train", train, 0, cut), ("val", val, cut, n))
         for split, source, lo, hi in parts:
-            self._bytes_per_token[split] = alphabet.utf8_bytes(tokens[lo:hi]) / (hi - lo)
+            self._tokens[split] = tokens[lo:hi]
             note = f"characters {lo} to {hi}"
             splits[split] = {"count": len(source), "tokens": hi - lo, "sha256": digest([sha256, lo, hi]), "from": note}
-        self._bytes_per_token["test"] = self._bytes_per_token["val"]
+        self._tokens["test"], self._alphabet = self._tokens["val"], alphabet
         splits["test"] = {**splits["val"], "from": "alias of val"}
         vocabulary = {"vocab_size": len(alphabet), "vocabulary_sha256": digest("".join(alphabet.characters))}
         facts = {**vocabulary, "block_size": self.block_size, "unit": "character"}
@@ -109,7 +110,7 @@ class CharacterText(WholeText):
 
     def bytes_per_token(self, split: Split) -> float:
         self.setup()
-        return self._bytes_per_token[split]
+        return self._alphabet.utf8_bytes(self._tokens[split]) / len(self._tokens[split])
 
     def units_per_token(self, split: Split) -> dict[str, float]:
         return {unit: n / len(self.text(split)) for unit, n in count_units([self.text(split)]).items()}

@@ -68,6 +68,8 @@ class AWDLSTM(nn.Module):
         input_drop: dropout on embeddings; as all dropout here with one mask for all time steps of a row (section 4.2).
         hidden_drop: dropout between layers.
         output_drop: dropout after the last layer.
+        embedding_range: embeddings begin uniform in +- this; the paper's code has 0.1, which short trainings by Adam
+            with tied weights take long to leave.
     """
 
     recurrent = True  # its state can be carried from window to window
@@ -84,6 +86,7 @@ class AWDLSTM(nn.Module):
         input_drop: Share = 0.0,
         hidden_drop: Share = 0.0,
         output_drop: Share = 0.0,
+        embedding_range: Annotated[float, "gt 0"] = 0.1,
     ) -> None:
         super().__init__()
         self.weight_drop, self.embedding_drop = weight_drop, embedding_drop
@@ -92,7 +95,7 @@ class AWDLSTM(nn.Module):
         self.embedding = nn.Embedding(vocab_size, embedding)
         self.layers = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in pairwise(widths))
         self.head = nn.Linear(widths[-1], vocab_size)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # as the paper's code
+        nn.init.uniform_(self.embedding.weight, -embedding_range, embedding_range)
         if tied:
             self.head.weight = self.embedding.weight
         nn.init.zeros_(self.head.bias)
