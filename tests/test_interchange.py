@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from genlab.data.fetch import present
 from genlab.data.gguf import GGUF
 from genlab.data.pretrained import gpt2_tokenizer, llama_from_gguf, unpermuted
 from genlab.decoding.tokens import TokenSampler
-from genlab.errors import ConfigError, DataError
+from genlab.errors import CheckpointError, ConfigError, DataError
 from genlab.runs.directory import RunDirectory
 
 # transformers in a process where genlab cannot be imported. The operator stands in for that of torchvision, whose
@@ -163,6 +164,24 @@ def test_what_transformers_has_not_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["llama"], indirect=True)
+def test_a_vocabulary_of_another_model_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    def swapped(path: Path, tokens: list[str]) -> None:
+        """The same file with other tokens, or the same ones with other ids."""
+        content = json.loads(path.read_text())
+        content["model"]["vocab"] = {token: i for i, token in enumerate(tokens)}
+        path.write_text(json.dumps(content))
+
+    shutil.copytree(run.path, tmp_path / "run")
+    tokens = list(load_run(run.path, device="cpu").model.tokenizer.get_vocab())
+    swapped(tmp_path / "run" / "tokenizer.json", sorted(tokens, reverse=True))
+    with pytest.raises(CheckpointError, match="is not the vocabulary that the model was trained with"):
+        load_run(tmp_path / "run", device="cpu")
+    export(str(run.path), tmp_path / "out", format="transformers")
+    swapped(tmp_path / "out" / "tokenizer.json", [*tokens, "猫"])
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has 66 tokens, the network 65"):
+        load_run(tmp_path / "out", device="cpu")
+
+
 def test_the_commands_take_a_folder(run: RunDirectory, tmp_path: Path) -> None:
     done = command(
         "scripts/export.py", f"run={run.path}", f"out={tmp_path / 'out'}", "format=transformers", folder=tmp_path

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from genlab.cli.build import build_model
 from genlab.cli.load import LoadedRun
-from genlab.cli.sample import wanted_condition
+from genlab.cli.sample import check_prompts, wanted_condition
 from genlab.decoding.reading import Decoded, padded
 from genlab.decoding.stream import Streamed
 from genlab.decoding.tokens import TokenSampler
@@ -174,6 +174,14 @@ def test_prompts_of_a_run_and_of_the_command_line(tmp_path: Path) -> None:
         wanted(prompt="a", condition={"prompt": "b"})
     with pytest.raises(ConfigError, match="cannot be read"):
         wanted(prompts=str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"prompts:1: character '貓'"):
+        check_prompts(run, tmp_path / "prompts")
+    (tmp_path / "prompts").write_text("ab\n\nabx\n")
+    with pytest.raises(ConfigError, match=r"prompts:3: character 'x' \(U\+0078\) at 2 of 'abx'"):
+        check_prompts(run, tmp_path / "prompts")
+    (tmp_path / "prompts").write_bytes(b"ab\na\xff")
+    with pytest.raises(ConfigError, match="prompts:2: not UTF-8"):
+        wanted(prompts=str(tmp_path / "prompts"))
 
 
 def test_a_stream_writes_whole_characters() -> None:

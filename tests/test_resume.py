@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from runs import assert_same_state, log, new_run, rows, small_run, start, work
 
 FAMILIES = ["ddpm", "gan", "gpt"]  # one of each kind: the contract test runs every config
@@ -79,3 +80,18 @@ def test_a_finished_run_is_extended(tmp_path: Path) -> None:
     assert a["samples"] == b["samples"] == 120
     assert all((a["state_dict"][k] == b["state_dict"][k]).all() for k in a["state_dict"])
     assert any("val/loss" in row and row["samples"] == 60 for row in rows(run)), "rows of the first end are kept"
+
+
+def test_data_that_has_changed_is_refused(tmp_path: Path) -> None:
+    run = new_run(small_run("model=gpt", tmp_path, *LONGER, "schedule.max_samples=40"))
+    assert work(run) == 0, log(run)
+    data = Path(OmegaConf.load(run.config).data.path)
+    before = data.read_text()
+    data.write_text(before[:100] + before[100:][::-1])  # the same characters, in another order
+    run.config.write_text(run.config.read_text().replace("max_samples: 40", "max_samples: 80"))
+    assert work(run) == 2, log(run)
+    assert "its data has changed since (splits.test.sha256: " in log(run)
+    assert run.status()["samples"] == 40
+    data.write_text(before)
+    assert work(run) == 0, log(run)
+    assert run.status()["samples"] == 80

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from genlab.callbacks.conductor import seed_all
 from genlab.cli.compose import load_yaml
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
 from genlab.cli.targets import instantiate
+from genlab.data.manifest import Manifest
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError
+from genlab.files import read_json
 from genlab.models.base import GenerativeModel
 from genlab.runs.checkpoint import load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory
@@ -88,6 +91,29 @@ def check_resumable(model: GenerativeModel, checkpoint: dict[str, Any], where: P
     for key in ("optimizer_states", "recorder", "metrics_offset", "global_step"):
         if key not in checkpoint:
             raise CheckpointError(f"checkpoint {where} lacks {key}: it was not written by a run of GenLab")
+
+
+def check_data(run: RunDirectory, manifest: Manifest) -> None:
+    """Before training goes on: is the data what it was?
+
+    Raises:
+        ConfigError: it is not; with the first fact that differs.
+    """
+    before = read_json(run.path / "data.json")
+    now = json.loads(json.dumps(manifest.to_dict()))
+    if before is not None and before != now:
+        raise ConfigError(
+            f"run {run.path}: its data has changed since ({_difference(before, now)}). Put it back, or start anew with "
+            "resume=never"
+        )
+
+
+def _difference(before: Any, now: Any, key: str = "") -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                return _difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    return f"{key}: {str(before)[:80]} then, {str(now)[:80]} now"
 
 
 def counters(checkpoint: dict[str, Any], where: Path) -> tuple[int, int]:

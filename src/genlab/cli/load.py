@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from genlab.cli.build import build_data, build_model, choose_device, load_config, load_weights, read_checkpoint
-from genlab.cli.pretrained import read_tokenizer
+from genlab.cli.pretrained import check_unchanged, read_tokenizer
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
 from genlab.data.vocabulary import encode
@@ -135,6 +135,7 @@ def load_run(
     tokenizer = directory.path / "tokenizer.json"
     if tokenizer.exists():
         model.tokenizer = read_tokenizer(tokenizer)
+        check_unchanged(model.tokenizer, directory.path)
     kind = state.get("kind", weights)  # a folder of transformers has one sort of weights, whatever was asked for
     return LoadedRun(directory, config, model.to(choose_device(device)).eval(), kind, path)
 

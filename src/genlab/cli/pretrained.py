@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from genlab.data.vocabulary import vocabulary_digest
 from genlab.errors import CheckpointError, ConfigError
 from genlab.files import read_json
 from genlab.networks.pretrained import causal_lm
@@ -17,11 +18,14 @@ def pretrained_config(folder: Path) -> dict[str, Any]:
     """What would stand in a run's config.yaml: an autoregressive model, sampled by the nucleus, without data.
 
     Raises:
-        ConfigError: the folder has no tokenizer.json.
+        ConfigError: the folder has no tokenizer.json, or one of more tokens than the network knows.
     """
     facts = read_json(folder / CONFIG)
     if not (folder / TOKENIZER).is_file():
         raise ConfigError(f"{folder}: has no {TOKENIZER}, which is the vocabulary; save the fast tokenizer there")
+    tokens, known = read_tokenizer(folder / TOKENIZER).get_vocab_size(), facts.get("vocab_size")
+    if isinstance(known, int) and tokens > known:
+        raise ConfigError(f"{folder}: {TOKENIZER} has {tokens} tokens, the network {known}: no pair")
     start, end = (token_of(folder, part) for part in ("bos", "eos"))
     return {
         "name": folder.resolve().name,
@@ -72,6 +76,20 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
         raise ConfigError(
             f"the data's vocabulary ({len(ours)} tokens) is not that of {path} ({len(theirs)}): its ids would mean "
             f"other tokens. Take data with data.tokenizer={folder}, such as data=shakespeare_tokens"
+        )
+
+
+def check_unchanged(tokenizer: Any, run: Path) -> None:
+    """Whether a run's tokenizer.json is what it was trained with, by the sha256 in its data.json.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    facts = (read_json(run / "data.json") or {}).get("facts", {})
+    if facts.get("vocabulary_sha256") not in (None, vocabulary_digest(tokenizer)):
+        raise CheckpointError(
+            f"{run / TOKENIZER} is not the vocabulary that the model was trained with: data.json beside it has the "
+            "sha256 of another. Put the file back"
         )
 
 

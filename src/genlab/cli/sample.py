@@ -13,8 +13,9 @@ from genlab.callbacks.pictures import save_samples
 from genlab.cli.build import set_threads
 from genlab.cli.load import LoadedRun, choose_sampler, load_run
 from genlab.cli.ranks import place
+from genlab.data.vocabulary import encode
 from genlab.decoding.stream import Streamed
-from genlab.errors import ConfigError
+from genlab.errors import ConfigError, DataError
 from genlab.evaluation import generate
 from genlab.evaluation.pictures import save_png
 
@@ -28,6 +29,8 @@ def sample(config: DictConfig) -> Path:
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
     sampler = choose_sampler(loaded, config.get("sampler"))
     condition = wanted_condition(config)
+    if config.prompts is not None:
+        check_prompts(loaded, Path(config.prompts))
     seeds = torch.arange(config.seed, config.seed + config.n)
     used = sampler or loaded.model.sampler
     streamed = _streamed(loaded, used, config.n, here.world) if config.stream else None
@@ -70,16 +73,38 @@ def wanted_condition(config: DictConfig) -> dict[str, Any]:
     if config.prompt is not None:
         condition["prompt"] = str(config.prompt)
     if config.prompts is not None:
-        path = Path(config.prompts).expanduser()
-        try:
-            lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"not UTF-8 at offset {error.start}"
-            raise ConfigError(f"prompts={path}: cannot be read ({why})") from None
-        if not lines:
-            raise ConfigError(f"prompts={path}: holds no prompt")
+        lines = list(_prompts(Path(config.prompts)).values())
         condition["prompt"] = [lines[i % len(lines)] for i in range(config.n)]
     return condition
+
+
+def _prompts(path: Path) -> dict[int, str]:
+    """Number and text of each line that is not empty."""
+    try:
+        data = path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"prompts={path}: cannot be read ({error.strerror})") from None
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}:{data[: error.start].count(10) + 1}: not UTF-8; convert the file") from None
+    found = {number: line for number, line in enumerate(lines, 1) if line}
+    if not found:
+        raise ConfigError(f"prompts={path}: holds no prompt")
+    return found
+
+
+def check_prompts(loaded: LoadedRun, path: Path) -> None:
+    """Whether the vocabulary has all of a file's prompts.
+
+    Raises:
+        ConfigError: a character that it lacks, with the file and the line.
+    """
+    for number, line in _prompts(path).items() if "prompt_ids" in loaded.model.conditions else ():
+        try:
+            encode(loaded.model.tokenizer, line)
+        except DataError as error:
+            raise ConfigError(f"{path}:{number}: {error}") from None
 
 
 def _streamed(loaded: LoadedRun, sampler: Any, n: int, ranks: int) -> Streamed:

@@ -32,6 +32,7 @@ from genlab.callbacks.saver import Saver
 from genlab.cli.build import (
     build_data,
     build_model,
+    check_data,
     check_resumable,
     load_config,
     load_weights,
@@ -89,13 +90,11 @@ def train_session(run: RunDirectory) -> None:
         check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
     if here.rank == 0:
         sweep_temporaries(run.checkpoints)
-        if data.tokenizer is not None:
-            data.tokenizer.save(str(run.path / "tokenizer.json"))
-        write_json(run.path / "data.json", data.manifest.to_dict())
         run.set_status("running", message=None, exit_code=None)
     found = load_last(run.checkpoints, set_aside=here.rank == 0)
     if found is not None:
         check_resumable(model, *found)
+        check_data(run, data.manifest)
     elif saved := run.status().get("checkpoint"):  # never from scratch unasked
         raise ConfigError(
             f"run {run.path}: {saved} does not exist, nor the one before, yet the run had reached "
@@ -107,6 +106,10 @@ def train_session(run: RunDirectory) -> None:
         checkpoint, path = read_checkpoint(source, "last")
         load_weights(model, checkpoint, config.weights, path)
         model.samples_seen = model.updates = 0
+    if here.rank == 0:
+        if data.tokenizer is not None:
+            data.tokenizer.save(str(run.path / "tokenizer.json"))
+        write_json(run.path / "data.json", data.manifest.to_dict())
     if config.compile:
         model.compile_parts()
     pulse = None

@@ -104,7 +104,7 @@ class CharacterText(WholeText):
             splits[split] = {"count": len(source), "tokens": hi - lo, "sha256": digest([sha256, lo, hi]), "from": note}
         self._tokens["test"], self._alphabet = self._tokens["val"], alphabet
         splits["test"] = {**splits["val"], "from": "alias of val"}
-        vocabulary = {"vocab_size": len(alphabet), "vocabulary_sha256": digest("".join(alphabet.characters))}
+        vocabulary = {"vocab_size": len(alphabet), "vocabulary_sha256": vocabulary_digest(self.tokenizer)}
         facts = {**vocabulary, "block_size": self.block_size, "unit": "character"}
         return {"train": train, "val": val, "test": val}, Manifest(self.name, self.modality, facts, splits)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def _write(
 
         put(np.array([end]))
         documents = records(source, encoding.select)
-        while batch := [record for _, record in zip(range(_BATCH), documents, strict=False)]:
+        while batch := list(itertools.islice(documents, _BATCH)):
             for record, ids in zip(batch, encode([record["text"] for record in batch]), strict=True):
                 put(np.concatenate([np.array(prefix(record), dtype=np.uint32), ids, [end]]))
                 total += len(conditions) + len(ids) + 1
