@@ -45,7 +45,9 @@ Small experiments that train on two CPU cores in minutes each, written by `pytho
 records in `docs/results`; each was trained by `python train.py experiment=NAME` with one thread, beside other jobs.
 FID, precision and recall are by the data's own classifier (`mnist-cnn`, `fashion-cnn`), of 10,000 samples of the
 averaged weights against the 10,000 test images; the first line of a table is what real train images reach (the
-floor). Seconds are wall time of training, with validation and its samples. Several seeds: mean ± standard deviation.
+floor). Seconds are wall time of training, with validation and its samples: upper bounds, since most runs on
+Fashion-MNIST shared the two cores with one other job, and those on MNIST, `unet_gan_*`, `r3gan_*` and the ensembles
+with two to five. Several seeds: mean ± standard deviation.
 
 FID at {EQUAL_SAMPLES:,} samples seen and after {EQUAL_SECONDS} seconds is a proxy of 1,000 samples, higher than that
 of 10,000: compare down a column. A VAE's samples are its decoder's means; its -ELBO (one draw) and -log p(x) (200
