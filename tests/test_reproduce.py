@@ -14,7 +14,7 @@ from runs import ROOT
 from genlab.cli import families
 from genlab.cli.reproduce import _without_new_defaults, main
 
-STORED = next((ROOT / "docs" / "results").glob("gpt-shakespeare_char-*"))
+STORED = next((ROOT / "docs" / "results").glob("gpt_shakespeare_char_cpu-*"))
 
 
 def line_of(text: str, name: str) -> list[str]:
