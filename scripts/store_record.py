@@ -56,9 +56,7 @@ def store(run: Path, to: Path) -> None:
     texts += [path for path in (run / "evaluation").glob("*.json") if not re.search(r"-\d{9}\.json$", path.name)]
     runs_dir = run.parent.parent
     for path in texts:
-        text = path.read_text(encoding="utf-8").replace(str(runs_dir), "runs")
-        # What is left of absolute paths of this machine (the script's own, say) is cut down to the file's name.
-        text = re.sub(r"(?<=[\"= ])/[\w./-]+/([\w.-]+)", r"\1", text)
+        text = without_paths(path.read_text(encoding="utf-8").replace(str(runs_dir), "runs"))
         write_bytes(target / path.name, text.encode())
         if path.parent.name == "evaluation" and "table" in (record := json.loads(text)):
             write_first(path.with_name(record["table"]["file"] + ".jsonl"), target, record)
@@ -74,11 +72,19 @@ def write_first(table: Path, target: Path, record: dict[str, Any]) -> None:
     """The first TEXTS texts that were made, good or bad; the table itself has them sorted."""
     rows = [json.loads(line) for line in table.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     rows = sorted(rows, key=lambda row: row["number"])[:TEXTS]
-    rows = [{key: cut(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
+    rows = [
+        {key: cut(without_paths(value)) if isinstance(value, str) else value for key, value in row.items()}
+        for row in rows
+    ]
     first = record["generated"].get("seeds", {}).get("first", 0)
     title = f"{record['name']}: text i is made from seed {first} + i"
     write_table(target / table.name.removesuffix(".jsonl"), rows, title)
     (target / table.name).unlink()  # the page is enough
+
+
+def without_paths(text: str) -> str:
+    """Absolute paths of this machine (the script's own; a library's in its sources) cut down to the last name."""
+    return re.sub(r"(?<=[\"'= ])/[\w./-]+/([\w.-]+)", r"\1", text)
 
 
 def cut(text: str) -> str:
