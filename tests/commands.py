@@ -1,4 +1,5 @@
-"""Commands as a user gives them, in children of the fork server: train.py with its workers takes about a second."""
+"""Commands as a user gives them: in the process of the tests where they run to their end by themselves, in a child of
+the fork server where they are several ranks, change themselves before they begin, or are to be killed."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ import runpy
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from runs import ROOT, _server, make_images
+from isolation import isolated, own_workers
+from runs import ROOT, _server, as_a_process, make_images
 
 from genlab.runs.directory import RunDirectory
 
@@ -45,6 +48,7 @@ def command(
     folder: Path,
     environment: Mapping[str, str] | None = None,
     before: Callable[[], Any] | None = None,
+    apart: bool = False,
     timeout: float = 120,
 ) -> Done:
     """`python ARGUMENTS` with `folder` as the working directory.
@@ -52,9 +56,18 @@ def command(
     Args:
         arguments: a script of the repository and its arguments.
         environment: variables to be added.
-        before: a function of a module, called in the child before the command.
+        before: a function of a module, called before the command, in a process of its own.
+        apart: in a process of its own, since it will not leave it whole.
     """
-    return Begun(arguments, folder, environment, before).end(timeout)
+    several = any(a.startswith(("trainer.devices=", "devices=")) and not a.endswith("=1") for a in arguments)
+    if several or apart or before is not None:
+        return Begun(arguments, folder, environment, before).end(timeout)
+    log = folder / "command.log"
+    log.unlink(missing_ok=True)
+    variables = {"GENLAB_RUNS": str(folder / "runs"), **(environment or {})}
+    with isolated(log, variables, folder), own_workers():
+        code = _give(arguments)
+    return Done(code, log.read_text(encoding="utf-8", errors="replace"))
 
 
 class Begun:
@@ -84,7 +97,7 @@ class Begun:
         while not (value := condition()):
             assert self.process.exitcode is None, self.output()
             assert time.monotonic() < deadline, self.output()
-            time.sleep(0.005)
+            time.sleep(0.02)
         return value
 
     def signal(self, number: int) -> None:
@@ -101,29 +114,40 @@ class Begun:
 def _command(
     arguments: Sequence[str], folder: str, log: str, variables: dict[str, str], before: Callable[[], Any] | None
 ) -> None:
-    os.environ.update(variables)
+    as_a_process(log, variables)
     os.chdir(folder)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    from genlab.cli import ranks, session
+    from genlab.cli import ranks
 
-    session.curves = lambda *_: None  # drawing curves.png would be most of the time
     ranks.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[attr-defined]
+    code = _give(arguments, before)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _give(arguments: Sequence[str], before: Callable[[], Any] | None = None) -> int:
+    """The exit code of `python ARGUMENTS`."""
+    from genlab.cli import session
+
+    curves = session.curves
+    if "CURVES" not in os.environ:  # drawing curves.png would be most of the time
+        session.curves = lambda *_: None
     sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
     sys.orig_argv = [sys.executable, *arguments]
     if before is not None:
         before()
-    code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as leave:
-        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
         if isinstance(leave.code, str):
             print(leave.code, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        session.curves = curves
+    return 0
 
 
 class Forked:

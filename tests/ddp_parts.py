@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -76,22 +77,28 @@ class Poison(pl.Callback):
 
 
 class Wait(pl.Callback):
-    """At 40 samples, at a moment of the run, leaves a sign in FOLDER/RANK and waits until FOLDER/go is there."""
+    """At 40 samples, at a moment of the run, leaves a sign in FOLDER/RANK and waits for a signal, which it may send
+    itself; not where FOLDER/go is there."""
 
-    def __init__(self, moment: str, folder: str) -> None:
-        self.moment, self.folder = moment, Path(folder)
+    def __init__(self, moment: str, folder: str, number: int | None = None) -> None:
+        self.moment, self.folder, self.number = moment, Path(folder), number
+
+    def _at(self, trainer: pl.Trainer) -> None:
+        (self.folder / str(trainer.global_rank)).touch()
+        if self.number is not None:
+            os.kill(os.getpid(), self.number)
 
     def _wait(self, trainer: pl.Trainer, model: Any, moment: str) -> None:
         if self.moment != moment or model.samples_seen != 40 or (self.folder / "go").exists():
             return
-        (self.folder / str(trainer.global_rank)).touch()
-        while True:
+        self._at(trainer)
+        for _ in range(6000):
             time.sleep(0.01)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.moment == "train" and pl_module.samples_seen == 40 and not (self.folder / "go").exists():
-            (self.folder / str(trainer.global_rank)).touch()
-            time.sleep(1.0)  # a long step: the signal comes in its middle
+            self._at(trainer)
+            time.sleep(0.0 if self.number else 1.0)  # a long step: the signal comes in its middle
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.moment in ("samples", "evaluation") and "generate" not in vars(pl_module):

@@ -1,25 +1,32 @@
-"""Runs for tests: composed from the shipped conf on small data made here, worked on by children of a fork server.
+"""Runs for tests: composed from the shipped conf on small data made here, and trained.
 
-The server has torch and Lightning loaded, so a start costs a fraction of a second.
+A single rank trains in the process of the tests, several in processes that stand ready. A run that is to be killed or
+stopped gets a process of its own (`start`), a child of a fork server that has torch and Lightning loaded.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
+import io
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection, forkserver, resource_tracker, util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tests_preload  # noqa: F401  what a worker needs, so that the fork server has it
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from isolation import isolated, worker
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
@@ -32,43 +39,51 @@ from genlab.runs.metrics import read_rows
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+# The smallest network of model=ddpm, for tests of what is around it.
+SMALL_UNET = ("model.network.network.block_out_channels=[8,8]", "model.network.network.norm_num_groups=4",
+              "model.network.network.attention_head_dim=8")  # fmt: skip
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}
 
 
 class _Server:
-    """Processes of the fork server, which is started at the first of them.
+    """multiprocessing's fork server, which is itself forked: from these tests, before the first of them has begun.
 
-    With this folder and the package on its PYTHONPATH: Python 3.11 hands sys.path on to it, and then does not use it;
-    an import that fails in it fails in silence, and every child would import all anew, which takes seconds.
+    Started as usual, it would import all anew, which takes as long as a hundred tiny runs.
     """
 
-    _context = multiprocessing.get_context("forkserver")
-    _started = False
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        resource_tracker.ensure_running()
+        before = util.spawnv_passfds
+        util.spawnv_passfds = _forked  # type: ignore[assignment]
+        try:
+            forkserver.ensure_running()
+        finally:
+            util.spawnv_passfds = before
 
     def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:
-        if not self._started:
-            self._context.set_forkserver_preload(["tests_preload"])
-            before = os.environ.get("PYTHONPATH")
-            os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])
-            try:
-                forkserver.ensure_running()
-            finally:
-                os.environ.pop("PYTHONPATH")
-                if before is not None:
-                    os.environ["PYTHONPATH"] = before
-            self._started = True
-            first = self.Process(target=_nothing)  # waits until all is loaded, so that a test can measure times
-            first.start()
-            first.join()
-        return self._context.Process(*args, **kwargs)  # type: ignore[attr-defined]
+        return self._context.Process(*args, **kwargs)
 
 
-def _nothing() -> None:
-    """For a process that is to start and end."""
-
-
-_server = _Server()
+def _forked(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """In the place of multiprocessing.util.spawnv_passfds, for `python ... -c CODE`: the process id."""
+    if pid := os.fork():
+        return pid
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    kept = sorted({0, 1, 2, *passed, resource_tracker.getfd()})
+    for low, high in zip(kept, [*kept[1:], 1 << 16], strict=True):
+        os.closerange(low + 1, high)
+    for name, module in list(sys.modules.items()):  # half imported: this one is, by whoever imports it
+        if name != __name__ and getattr(getattr(module, "__spec__", None), "_initializing", False):
+            del sys.modules[name]
+    try:
+        exec(arguments[-1], {})
+    finally:
+        os._exit(0)
 
 
 def make_images(path: Path, shape: Sequence[int], classes: int = 10, count: int = 60) -> Path:
@@ -144,9 +159,12 @@ def make_pretrained(folder: Path, vocab_size: int) -> Path:
 
 def small_run(chosen: str, folder: Path, *overrides: str) -> DictConfig:
     """A run of seconds of one option of conf (for example model=ddpm or experiment=ddpm_cifar10)."""
-    base = [chosen, "trainer=debug", "logger=none", f"runs_dir={folder / 'runs'}", "evaluation=none"]
-    data = small_data(compose_train(base), folder)
-    return compose_train([*base, *data, "data.num_workers=0", *overrides])
+    base = (chosen, "trainer=debug", "logger=none", "evaluation=none")
+    data = small_data(_composed(base), folder)
+    return compose_train([*base, f"runs_dir={folder / 'runs'}", *data, "data.num_workers=0", *overrides])
+
+
+_composed = functools.cache(compose_train)  # of what is only read
 
 
 def new_run(config: DictConfig) -> RunDirectory:
@@ -156,12 +174,18 @@ def new_run(config: DictConfig) -> RunDirectory:
     return run
 
 
-def _work(path: str, log: str, temporary: str | None, environment: dict[str, str]) -> None:
-    os.environ.update(environment)
+def as_a_process(log: str | Path, variables: Mapping[str, str]) -> None:
+    """Makes a child of the fork server what a process of its own would be, with its output in a file."""
+    os.environ.update(variables)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders: Linux's own before Python 3.14
+
+
+def _work(path: str, log: str, temporary: str | None, environment: dict[str, str]) -> None:
+    as_a_process(log, environment)
     if temporary is not None:
         os.environ["TMPDIR"] = tempfile.tempdir = temporary
     from wandb.sdk.data_types._private import MEDIA_TMP
@@ -200,35 +224,117 @@ def start_ranks(run: RunDirectory, ranks: int, allow: str = "", **variables: str
     return [start(run, rank=rank, ranks=ranks, port=port, allow=allow, **variables) for rank in range(ranks)]
 
 
-def work(run: RunDirectory, timeout: float = 240, ranks: int = 1, allow: str = "", **variables: str) -> int:
-    """Workers on the run until they end: the largest exit code."""
-    processes = start_ranks(run, ranks, allow, **variables)
-    for process in processes:
-        process.join(timeout)
-        assert process.exitcode is not None, f"still running after {timeout} s"
-    return max(process.exitcode or 0 for process in processes)
+def work(run: RunDirectory, ranks: int = 1, allow: str = "", **variables: str) -> int:
+    """Trains the run to its end, with these environment variables: the largest exit code. Output goes to RUN/log."""
+    environment = {"GENLAB_ALLOW": allow, **variables}
+    if ranks == 1:
+        return _train(str(run.path), environment)
+    (run.path / "ranks").mkdir(exist_ok=True)
+    codes = standing(ranks).do(_train, str(run.path), environment)
+    if any(codes):
+        standing.cache_clear()
+    return max(codes)
 
 
-def together(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
+def _train(path: str, variables: dict[str, str]) -> int:
+    from genlab.cli import session
+
+    curves = session.curves
+    if "CURVES" not in variables:  # most of the time of a tiny run
+        session.curves = lambda *_: None
+    try:
+        with isolated(Path(path) / "log", variables):
+            return worker("train", path)
+    finally:
+        session.curves = curves
+
+
+def together(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(*args)` in a gloo group of `ranks` processes with one thread each: what each rank returns."""
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [_server.Process(target=_member, args=(folder, r, ranks, function, args)) for r in range(ranks)]
-        for process in processes:
+    if ranks == 1:
+        with isolated(Path(os.devnull), {}):
+            return [function(*args)]
+    return standing(ranks).do(function, *args)
+
+
+class Ranks:
+    """Processes that stand ready as the ranks of a gloo group, and take one job after another."""
+
+    def __init__(self, count: int) -> None:
+        self.pipes: list[connection.Connection] = []
+        self.processes: list[BaseProcess] = []
+        port = free_port()
+        for rank in range(count):
+            ours, theirs = multiprocessing.Pipe()
+            process = _server.Process(target=_serve, args=(theirs, rank, count, port))
             process.start()
-        for process in processes:
-            process.join(timeout)
-            assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
-        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(ranks)]
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        atexit.register(self.end)
+
+    def do(self, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
+        """What `function(*args)` returns on each rank. One whose return is an exit code other than 0 is ended, as its
+        process would be, so that the others do not wait for it.
+
+        Raises:
+            AssertionError: a rank raised, died or is not ready within `timeout` seconds; the group is ended.
+        """
+        for pipe in self.pipes:
+            pipe.send((function, args))
+        results: dict[int, Any] = {}
+        deadline = time.monotonic() + timeout
+        while len(results) < len(self.pipes):
+            waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in results}
+            ready = connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.end()
+                raise AssertionError(f"ranks {sorted(waiting.values())} are still at work after {timeout} s")
+            for pipe in ready:
+                rank = waiting[pipe]  # type: ignore[index]
+                try:
+                    failed, data = pipe.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    failed, data = True, b"it has ended"
+                if failed:
+                    self.end()
+                    raise AssertionError(f"rank {rank}: {data.decode()}")
+                results[rank] = torch.load(io.BytesIO(data), weights_only=True)
+                if function is _train and results[rank]:
+                    self.processes[rank].kill()
+        return [results[rank] for rank in range(len(self.pipes))]
+
+    def end(self) -> None:
+        atexit.unregister(self.end)
+        standing.cache_clear()
+        for process in self.processes:
+            process.kill()
+            process.join()
 
 
-def _member(folder: str, rank: int, ranks: int, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    torch.set_num_threads(1)
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/sync", rank=rank, world_size=ranks)
-    torch.save(function(*args), f"{folder}/{rank}.pt")
-    if ranks > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+@functools.cache
+def standing(count: int) -> Ranks:
+    """The group of so many ranks, which begins at its first job."""
+    return Ranks(count)
+
+
+def _serve(pipe: connection.Connection, rank: int, ranks: int, port: int) -> None:
+    os.environ.clear()
+    as_a_process(os.devnull, worker_environment(rank, ranks, port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:  # the tests have ended
+            os._exit(0)
+        try:
+            with isolated(Path(os.devnull), {}):
+                data = io.BytesIO()
+                torch.save(function(*args), data)
+        except Exception:
+            pipe.send((True, traceback.format_exc().encode()))
+        else:
+            pipe.send((False, data.getvalue()))
 
 
 def log(run: RunDirectory) -> str:
@@ -265,3 +371,7 @@ def assert_same_state(a: RunDirectory, b: RunDirectory) -> None:
     ]
     assert not different, f"{len(different)} of {len(left)} differ, first {different[:3]}"
     assert rows(a) == rows(b)
+
+
+_server: Any = None  # for the children, which are forked in the midst of the next line
+_server = _Server()

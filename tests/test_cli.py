@@ -1,4 +1,4 @@
-"""The commands as a user gives them, each in a process of its own."""
+"""The commands as a user gives them, one of each kind in a process of its own, started cold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command
 from PIL import Image
 from runs import ROOT, make_images
 
@@ -28,13 +29,17 @@ class Shell:
             *("data.num_classes=10", "data.num_workers=0", "evaluation=none"),
         ]
 
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        """stdout and stderr of `python ARGUMENTS`, which must end with `code`."""
-        environment = {**os.environ, "GENLAB_RUNS": str(self.folder / "runs")}
-        command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=240)
-        output = done.stdout + done.stderr
-        assert done.returncode == code, output
+    def __call__(self, *arguments: str, code: int = 0, cold: bool = False) -> str:
+        """stdout and stderr of `python ARGUMENTS`, which must end with `code`; with `cold`, of a new Python."""
+        if cold:
+            environment = {**os.environ, "GENLAB_RUNS": str(self.folder / "runs")}
+            line = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+            done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=240)
+            ended, output = done.returncode, done.stdout + done.stderr
+        else:
+            here = command(*arguments, folder=self.folder)
+            ended, output = here.code, here.output
+        assert ended == code, output
         if code:
             assert "Traceback" not in output
             lines = [line for line in output.splitlines() if line.startswith("genlab: error")]
@@ -54,7 +59,7 @@ class Shell:
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """With one finished run, logged to W&B offline."""
     made = Shell(tmp_path_factory.mktemp("cli"))
-    made(*made.train)
+    made(*made.train, cold=True)
     return made
 
 
@@ -69,7 +74,7 @@ def test_a_run_leaves_its_record_and_an_offline_wandb_run(shell: Shell) -> None:
 
 def test_sampling_writes_a_grid_and_single_files_that_name_their_origin(shell: Shell) -> None:
     run = shell.runs()[0]
-    output = shell("sample.py", f"run={run.path.name}", "n=5", "seed=7", "condition.label=3")
+    output = shell("sample.py", f"run={run.path.name}", "n=5", "seed=7", "condition.label=3", cold=True)
     folder = run.path / "samples" / "seed-7-label-3"
     assert str(folder) in output
     assert sorted(p.name for p in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(7, 12)), "grid.png"]
@@ -84,7 +89,7 @@ def test_sampling_writes_a_grid_and_single_files_that_name_their_origin(shell: S
 
 def test_a_finished_run_is_extended_but_not_changed(shell: Shell) -> None:
     run = shell.runs()[0]
-    error = shell("train.py", f"resume={run.path.name}", code=2)
+    error = shell("train.py", f"resume={run.path.name}", code=2, cold=True)
     assert "finished at 16 samples" in error
     error = shell("train.py", f"resume={run.path.name}", "model.n_critic=2", "schedule.max_samples=32", code=2)
     assert "model.n_critic" in error
@@ -96,7 +101,7 @@ def test_a_finished_run_is_extended_but_not_changed(shell: Shell) -> None:
 
 def test_weights_of_another_run(shell: Shell) -> None:
     run = shell.runs()[0]
-    shell(*shell.train, f"init_from={run.path.name}", "weights=raw", "optimizer.lr=1e-30", "seed=1")
+    shell(*shell.train, f"init_from={run.path.name}", "weights=raw", "optimizer.lr=1e-30", "seed=1", "logger=none")
     from genlab.runs.checkpoint import load_checkpoint
 
     started = load_checkpoint(shell.trained()[-1].last)["state_dict"]
@@ -135,7 +140,7 @@ def test_every_checkpoint_and_foreign_samples_are_evaluated(shell: Shell) -> Non
     assert [weights for _, weights, _ in told] == ["ema", "raw"] * 2
     shell("sample.py", f"run={run.path.name}", "n=32", "seed=0", "out=made")
     (shell.folder / "made" / "grid.png").unlink()
-    output = shell("evaluate.py", "samples=made", "reference=images.npz", *protocol[:2])
+    output = shell("evaluate.py", "samples=made", "reference=images.npz", *protocol[:2], cold=True)
     record = json.loads((shell.folder / "made-fid_32_folder64.proxy.json").read_text())
     assert record["generated"]["data"] == "made"
     assert "fid_32_folder64.proxy" in output

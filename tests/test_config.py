@@ -160,14 +160,14 @@ def test_a_group_that_the_chosen_model_does_not_have(run: Run) -> None:
     assert "the chosen model has no model/penalty" in err
 
 
-def test_forty_drawn_mistakes(run: Run) -> None:
+def test_drawn_mistakes(run: Run) -> None:
     """As `scripts/benchmark.py answers` gives them to real processes and takes the time."""
     right = 0
-    for arguments, named in draw(seed=0, count=40):
+    for arguments, named in draw(seed=0, count=20):
         code, err, ran = run(*arguments)
         assert (code, err.count("\n"), ran) == (2, 1, []), (arguments, err)
         right += named in err
-    assert right >= 36
+    assert right >= 18
 
 
 def test_right_configurations_pass(run: Run) -> None:
@@ -510,7 +510,8 @@ def test_redaction(monkeypatch: pytest.MonkeyPatch) -> None:
 OPTIONS = sorted(
     f"{p.parent.relative_to(CONF).as_posix()}={p.stem}" for p in CONF.rglob("*/*.yaml") if p.parent.name != "hydra"
 )
-MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+# Those that go with most options come first.
+MODELS = list(dict.fromkeys(["gan", "gpt", "ddpm", *sorted(p.stem for p in (CONF / "model").glob("*.yaml"))]))
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import command, everything, runs_in, train_arguments
-from runs import _server, log, new_run, rows, small_run, work
+from runs import _server, as_a_process, log, new_run, rows, small_run, work
 
 from genlab.cli.worker import main as worker_main
 from genlab.errors import OutOfMemory, StorageError, expected
@@ -29,10 +29,7 @@ from genlab.runs.directory import RunDirectory
 
 def _little_memory(path: str, log_file: str) -> None:
     """A worker on the run that may have 300 MB more than it has."""
-    file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    torch.set_num_threads(1)
+    as_a_process(log_file, {})
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + (300 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -215,10 +212,7 @@ def test_a_disk_full_to_the_last_byte_is_said_too(tmp_path: Path, disk: Path) ->
 
 
 def _small_files(path: str, log_file: str) -> None:
-    file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    torch.set_num_threads(1)
+    as_a_process(log_file, {})
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
     os._exit(worker_main("train", path))
 

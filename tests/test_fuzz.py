@@ -1,6 +1,6 @@
 """Fuzzing of every reader of files from outside: one line or a result, no traceback, no hang, nothing elsewhere.
 
-Seconds each by default. `GENLAB_RECORD=FILE.json python -m pytest -n 0 -m soak tests/test_fuzz.py` takes a minute each
+A second each by default. `GENLAB_RECORD=FILE.json python -m pytest -n 0 -m soak tests/test_fuzz.py` takes a minute each
 and writes what it saw; docs/results/fuzz.json is such a record.
 """
 
@@ -84,7 +84,7 @@ def run(name: str, seconds: float, seed: int, trained: Path, folder: Path, monke
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("name", READERS)
 def test_fuzz(name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(name, 2.5, 0, trained, tmp_path, monkeypatch)
+    run(name, 1.2, 0, trained, tmp_path, monkeypatch)
 
 
 @pytest.mark.soak

@@ -182,6 +182,7 @@ def test_a_vocabulary_of_another_model_is_refused(run: RunDirectory, tmp_path: P
         load_run(tmp_path / "out", device="cpu")
 
 
+@pytest.mark.parametrize("run", ["llama"], indirect=True)
 def test_the_commands_take_a_folder(run: RunDirectory, tmp_path: Path) -> None:
     done = command(
         "scripts/export.py", f"run={run.path}", f"out={tmp_path / 'out'}", "format=transformers", folder=tmp_path

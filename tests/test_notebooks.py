@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import command
 
 from genlab.data.fetch import present
 
@@ -55,20 +61,80 @@ def test_there_are_two() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["diffusion_by_hand", "quickstart"]
 
 
-@pytest.mark.data
-@every
-def test_runs_and_shows_what_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data is there, sizes are small, and nothing is left in, or taken from, the user's home."""
     if not present("mnist"):
         pytest.skip("MNIST is not in the cache: python scripts/fetch_data.py mnist")
     monkeypatch.setenv("GENLAB_NOTEBOOK_QUICK", "1")
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):  # nothing is left in, or taken from, the user's home
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
+
+
+def compare(path: Path, shown: list[set[str]]) -> None:
+    """Each cell shows the kinds of things that it showed when it was stored."""
+    for found, stored in zip(shown, code_cells(nbformat.read(path, as_version=4)), strict=True):
+        if "if not QUICK:" not in stored.source:
+            assert found == kinds(stored), stored.source
+
+
+def as_commands(folder: Path) -> Callable[..., Any]:
+    """In the place of subprocess.Popen: commands of the repository are done in this process, others as ever."""
+    popen = subprocess.Popen
+
+    def start(arguments: Any, *args: Any, **options: Any) -> Any:
+        if arguments[0] != sys.executable or not arguments[1].endswith(".py"):
+            return popen(arguments, *args, **options)
+        environment = {"GENLAB_RUNS": os.environ["GENLAB_RUNS"], "CURVES": "1"}
+        done = command(*arguments[1:], folder=folder, environment=environment)
+        process = SimpleNamespace(stdout=done.output.splitlines(keepends=True), returncode=done.code)
+        return contextlib.nullcontext(process)
+
+    return start
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("mnist")
+@every
+def test_runs_and_shows_what_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, its commands too; the slow test below starts a kernel."""
+    import matplotlib
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.pylabtools import select_figure_formats
+    from IPython.utils.capture import capture_output
+
+    monkeypatch.setattr(subprocess, "Popen", as_commands(tmp_path))
+    monkeypatch.chdir(path.parent)
+    backend = matplotlib.get_backend()
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shown: list[set[str]] = []
+    try:
+        matplotlib.use("module://matplotlib_inline.backend_inline")
+        select_figure_formats(shell, {"png"})
+        for cell in code_cells(nbformat.read(path, as_version=4)):
+            with capture_output() as captured:
+                result = shell.run_cell(cell.source)
+            result.raise_error()
+            found = {name for name in ("stdout", "stderr") if getattr(captured, name)}
+            for output in captured.outputs:
+                found |= set(output.data) - {"text/plain"} or set(output.data)
+            shown.append(found - {"image/jpeg"})
+    finally:
+        matplotlib.use(backend)
+        InteractiveShell.clear_instance()
+    compare(path, shown)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.usefixtures("mnist")
+@every
+def test_runs_in_a_clean_kernel(path: Path) -> None:
     before = path.read_bytes()
     executed = runner().execute(path)  # raises where a cell does
     assert path.read_bytes() == before
-    for cell, stored in zip(code_cells(executed), code_cells(nbformat.read(path, as_version=4)), strict=True):
-        if "if not QUICK:" not in cell.source:
-            assert kinds(cell) == kinds(stored), cell.source
+    compare(path, [kinds(cell) for cell in code_cells(executed)])
 
 
 @every

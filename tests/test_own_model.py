@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
+from commands import command
 from PIL import Image
 from runs import ROOT
 
 
-def test_the_page_works(tmp_path: Path) -> None:
+def test_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
     files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", page, re.DOTALL))
     assert len(files) == 3
@@ -24,15 +24,19 @@ def test_the_page_works(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (block,) = re.findall(r"<!-- commands -->\n```bash\n(.*?)```", page, re.DOTALL)
-    commands = re.sub(r"python (\w+\.py)", rf"{sys.executable} {ROOT}/\1", block)
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GENLAB_ALLOW")}
-    environment |= {"GENLAB_RUNS": str(tmp_path / "runs"), "GENLAB_DATA": str(tmp_path / "cache")}
-    # The package under test, where it is not the one that is installed.
-    commands = commands.replace("PYTHONPATH=$PWD", f"PYTHONPATH=$PWD:{ROOT / 'src'}")
-    done = subprocess.run(
-        ["bash", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment = {"GENLAB_DATA": str(tmp_path / "cache")}
+    for line in block.splitlines():
+        first, *words = shlex.split(line)
+        if first == "export":
+            for name, value in (word.split("=", 1) for word in words):
+                if name == "PYTHONPATH":
+                    monkeypatch.syspath_prepend(value.replace("$PWD", str(tmp_path)))
+                else:
+                    environment[name] = value
+        else:
+            assert first == "python"
+            done = command(*words, folder=tmp_path, environment=environment)
+            assert done.code == 0, done.output
     (run,) = (path.parent for path in (tmp_path / "runs").glob("*/*/result.json"))
     image = np.asarray(Image.open(run / "samples" / "seed-0-label-3" / "000005.png"), np.float32)
     assert image[3].mean() > 180, "the row that the label asks for is bright"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import _server
+from runs import _server, as_a_process
 
 from genlab.cli.train import with_debug
-from genlab.errors import CheckpointError, ConfigError
+from genlab.errors import CheckpointError, ConfigError, StorageError
 from genlab.runs.checkpoint import AtomicCheckpointIO, keep_as, load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory, config_hash, create_run, find_run, find_unfinished
 from genlab.runs.metrics import MetricsFile, read_rows
@@ -101,25 +103,28 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256.json"]
 
 
+def _save_too_much(last: str) -> None:
+    as_a_process(f"{last}.log", {})
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"w": torch.zeros(10)}, last)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    with pytest.raises(StorageError) as caught:
+        io.save_checkpoint({"w": torch.zeros(1_000_000)}, last)
+    print(caught.value, flush=True)
+
+
 @pytest.mark.faults(11)
 def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     """The limit on file sizes stands in for the full disk: the write fails in the middle of the file."""
-    code = f"""
-        import resource, signal, torch
-        from genlab.errors import StorageError
-        from genlab.runs.checkpoint import AtomicCheckpointIO
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        io, last = AtomicCheckpointIO(), {str(tmp_path / "last.ckpt")!r}
-        io.save_checkpoint({{"w": torch.zeros(10)}}, last)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        try:
-            io.save_checkpoint({{"w": torch.zeros(1_000_000)}}, last)
-        except StorageError as error:
-            print(error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert "last.ckpt" in done.stdout, done.stderr
-    assert "bytes free" in done.stdout
+    process = _server.Process(target=_save_too_much, args=(str(tmp_path / "last.ckpt"),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    said = (tmp_path / "last.ckpt.log").read_text()
+    (tmp_path / "last.ckpt.log").unlink()
+    assert "last.ckpt" in said
+    assert "bytes free" in said
     assert len(load_checkpoint(tmp_path / "last.ckpt")["w"]) == 10
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.sha256.json"]
 

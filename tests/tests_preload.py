@@ -1,4 +1,4 @@
-"""What the fork server of tests/runs.py imports once: everything heavy that a worker needs."""
+"""What tests and the processes forked from them import once: everything heavy that a worker needs."""
 
 import importlib
 
@@ -14,5 +14,6 @@ for _name in (
     "genlab.cli.evaluate",
     "diffusers.models.unets.unet_2d",
     "transformers.models.gpt2.modeling_gpt2",
+    "torch.profiler",
 ):
     importlib.import_module(_name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,17 @@ class OutOfMemory(GenlabError):
 
 
 class LoaderError(GenlabError):
-    """A process that loads data has died."""
+    """A process that loads data has died.
+
+    Args:
+        worker: its process id, and how it ended where that is known; or several.
+    """
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(
+            f"DataLoader worker (pid {worker}) has died. If nobody killed it, memory ran out: lower data.num_workers. "
+            "The last checkpoint is as it was."
+        )
 
 
 class DataError(GenlabError):
@@ -98,6 +109,9 @@ def expected(error: BaseException, folder: str | os.PathLike[str] = ".") -> Genl
             f"out of memory ({first}). In training lower data.batch_size, or keep it and raise "
             "trainer.accumulate_grad_batches; in sampling lower n; data.resident_max=0 leaves the data on disk."
         )
+    # torch raises it from its handler of SIGCHLD, wherever the main thread happens to be.
+    if isinstance(error, RuntimeError) and (lost := re.match(r"DataLoader worker \(pid\D*(\d+)\)", str(error))):
+        return LoaderError(lost[1])
     if isinstance(error, OSError) and error.errno in _STORAGE:
         path = Path(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder)
         return StorageError(f"cannot write {path}: {error.strerror}; {free_bytes(path)}. Free space or choose a "

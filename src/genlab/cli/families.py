@@ -15,7 +15,7 @@ from typing import Any
 
 from genlab.cli.comparison.read import Run
 from genlab.cli.compose import compose_config
-from genlab.cli.reproduce import same_runs
+from genlab.cli.reproduce import read_runs, same_runs
 from genlab.errors import ConfigError
 from genlab.files import write_bytes
 
@@ -63,9 +63,9 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     parser.add_argument("--out", type=Path, default=root / "docs" / "families.md")
     options = parser.parse_args(arguments)
     try:
-        parts = [HEAD]
+        parts, stored = [HEAD], read_runs([options.results])
         for suffix, title in DATA.items():
-            runs = _runs(root, options.results, suffix)
+            runs = _runs(root, stored, suffix)
             generated = {name: found for name, found in runs.items() if _value(found[0], VALUES[0][1]) is not None}
             reconstructed = {
                 name: found for name, found in runs.items() if _value(found[0], RECONSTRUCTIONS[0][1]) is not None
@@ -87,12 +87,12 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     return 0
 
 
-def _runs(root: Path, results: Path, suffix: str) -> dict[str, list[Run]]:
+def _runs(root: Path, stored: Sequence[Run], suffix: str) -> dict[str, list[Run]]:
     """Finished runs of today's configuration, the newest of each seed, by experiment."""
     found: dict[str, list[Run]] = {}
     for path in sorted((root / "conf" / "experiment").glob(f"*_{suffix}.yaml")):
         config: Any = compose_config(root / "conf", "train", [f"experiment={path.stem}"])
-        runs = sorted((run for run in same_runs(config, [str(results)]) if run.finished), key=lambda run: run.name)
+        runs = sorted((run for run in same_runs(config, stored) if run.finished), key=lambda run: run.name)
         if runs:
             found[path.stem] = list({run.seed: run for run in runs}.values())
     return found

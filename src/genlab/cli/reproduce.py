@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
         for name in options.experiments:
             if name not in known:
                 raise ConfigError(f"no experiment {name!r} (there are: {', '.join(known)}).")
+        stored = read_runs([root / "docs" / "results", options.runs_dir])
+        seeds = options.seeds.split(",") if options.train else []
         rows = [
-            row
-            for name in options.experiments or known
-            for row in rows_of(name, root, options.runs_dir, options.seeds.split(",") if options.train else [])
+            row for name in options.experiments or known for row in rows_of(name, root, stored, options.runs_dir, seeds)
         ]
         write_bytes(options.out, (HEAD + "\n".join(rows) + "\n").encode())
     except ConfigError as error:
@@ -71,23 +71,22 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     return 0
 
 
-def rows_of(name: str, root: Path, runs_dir: Path, seeds: Sequence[str]) -> list[str]:
-    """Lines of the table for one experiment: one for the paper's metric."""
+def rows_of(name: str, root: Path, stored: Sequence[Run], runs_dir: Path, seeds: Sequence[str]) -> list[str]:
+    """Lines of the table for one experiment: one for the paper's metric. What is missing of `seeds` is trained."""
     config: Any = compose_config(root / "conf", "train", [f"experiment={name}"])
     paper = config.get("paper")
     if paper is None:
         return []
-    folders = [str(folder) for folder in (root / "docs" / "results", runs_dir) if folder.is_dir()]
-    runs = same_runs(config, folders)
+    runs = same_runs(config, stored)
     for seed in seeds:
         if not any(str(run.seed) == seed and run.finished for run in runs):
             _call([str(root / "train.py"), f"experiment={name}", f"seed={seed}", f"runs_dir={runs_dir}"])
-            runs = same_runs(config, [*folders, str(runs_dir)])
+            runs = same_runs(config, [*stored, *read_runs([runs_dir])])
     if seeds:
         unmeasured = [run for run in runs if run.finished and _value(run, paper.metric) is None]
         for run in [run for run in unmeasured if (run.path / "checkpoints" / "last.ckpt").exists()]:
             _call([str(root / "evaluate.py"), f"run={run.path}", f"evaluation={paper.protocol}"])
-        runs = same_runs(config, [*folders, str(runs_dir)])
+        runs = same_runs(config, [*stored, *read_runs([runs_dir])])
     found = [Found(run, _value(run, paper.metric), run.samples or 0) for run in runs]
     return [_line(name, paper, [f for f in found if f.value is not None])]
 
@@ -97,27 +96,35 @@ def _call(arguments: list[str]) -> None:
         raise ConfigError(f"{' '.join(arguments)} ended with {code}; the table is left as it was.")
 
 
-def same_runs(config: Mapping[str, Any], folders: Sequence[str]) -> list[Run]:
-    """Runs of this configuration, whatever their seed, devices and length."""
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders that have a configuration; none of a folder that is missing."""
+    runs: list[Run] = []
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        try:
+            paths = find_runs([str(folder)], folder)
+        except ConfigError:  # a folder without runs
+            continue
+        runs += [run for run in map(read_run, paths) if run.config]
+    return runs
+
+
+def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
+    """The runs of this configuration, whatever their seed, devices and length; of one name the last."""
     neutral = frozenset({*NOT_HASHED, "data.seed", "data.limit_val", "data.val_batch_size"})
 
     def kept(whole: Mapping[str, Any]) -> dict[str, Any]:
         nodes = without({node: whole.get(node) for node in NODES}, neutral)
         return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in SCHEDULE}}
 
-    wanted, found = kept(config), []
+    wanted = kept(config)
 
     def is_same(run: Run) -> bool:
         had = kept(run.config)
         return same(had, _without_new_defaults(wanted, had))
 
-    for folder in folders:
-        try:
-            paths = find_runs([folder], Path(folder))
-        except ConfigError:  # a folder without runs
-            continue
-        found += [run for run in map(read_run, paths) if run.config and is_same(run)]
-    return list({run.path.name: run for run in found}.values())
+    return list({run.path.name: run for run in runs if is_same(run)}.values())
 
 
 def _without_new_defaults(wanted: Any, had: Any) -> Any:

@@ -122,10 +122,7 @@ def lost_worker(batches: Any) -> LoaderError | None:
     dead = [f"{worker.pid} (exit code {worker.exitcode})" for worker in workers if not worker.is_alive()]
     if not dead:
         return None
-    return LoaderError(
-        f"DataLoader worker (pid {', '.join(dead)}) has died. If nobody killed it, memory ran out: lower "
-        "data.num_workers. The last checkpoint is as it was."
-    )
+    return LoaderError(", ".join(dead))
 
 
 class DataModule(pl.LightningDataModule, ABC):

@@ -1,0 +1,110 @@
+"""What a process of its own would give a command, within this one: so that nothing is imported or forked anew."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
+
+
+@contextlib.contextmanager
+def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None) -> Iterator[None]:
+    """Environment, working directory, signal handlers, warnings and log levels are afterwards what they were.
+
+    Args:
+        log: file to which standard output and error are added.
+        variables: added to the environment.
+        folder: the working directory meanwhile; None leaves it.
+    """
+    environment, directory, arguments = dict(os.environ), os.getcwd(), (sys.argv, sys.orig_argv)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    words = warnings.formatwarning
+
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+    with (
+        open(log, "a", encoding="utf-8", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        warnings.catch_warnings(),
+    ):
+        warnings.showwarning = show  # pytest's would keep them to itself
+        os.environ.update(variables)
+        if folder is not None:
+            os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(directory)
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.argv, sys.orig_argv = arguments
+            warnings.formatwarning = words
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def worker(task: str, target: str) -> int:
+    """A worker's exit code, without its wish to die when the process that started it does."""
+    from genlab.cli import worker as module
+
+    die, module._die_with_parent = module._die_with_parent, lambda: None
+    try:
+        return module.main(task, target)
+    finally:
+        module._die_with_parent = die
+
+
+class Worker:
+    """In the place of subprocess.Popen's worker: it has ended when it has been started."""
+
+    pid = os.getpid()
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], **_: Any) -> None:
+        assert list(command[1:3]) == ["-m", "genlab.cli.worker"]
+        assert env.get("WORLD_SIZE", "1") == "1", "several ranks are several processes"
+        before, handlers = dict(os.environ), {number: signal.getsignal(number) for number in SIGNALS}
+        os.environ.clear()
+        os.environ.update(env)
+        try:
+            self.returncode = worker(*command[3:])
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@contextlib.contextmanager
+def own_workers() -> Iterator[None]:
+    """Commands do their workers' part themselves; what they change in Hydra is taken back."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+
+    from genlab.cli import ranks
+
+    subprocess, ranks.subprocess = ranks.subprocess, SimpleNamespace(Popen=Worker)  # type: ignore[attr-defined]
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        ranks.subprocess = subprocess  # type: ignore[attr-defined]
+        vars(Plugins.instance()).pop("instantiate_launcher", None)
+        GlobalHydra.instance().clear()
