@@ -7,6 +7,7 @@ stopped gets a process of its own (`start`), a child of a fork server that has t
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import io
 import multiprocessing
@@ -70,13 +71,16 @@ def _forked(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int
     """In the place of multiprocessing.util.spawnv_passfds, for `python ... -c CODE`: the process id."""
     if pid := os.fork():
         return pid
+    kept = {*passed, resource_tracker.getfd()}
     null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
+    # What is open here leads nowhere there; closed, its number would be another file's, and who still has it (a handler
+    # of logging, whose stream is pytest's) would write into that.
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number not in kept and number != null:
+            with contextlib.suppress(OSError):  # the one by which the folder was read
+                os.fstat(number)
+                os.dup2(null, number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    kept = sorted({0, 1, 2, *passed, resource_tracker.getfd()})
-    for low, high in zip(kept, [*kept[1:], 1 << 16], strict=True):
-        os.closerange(low + 1, high)
     for name, module in list(sys.modules.items()):  # half imported: this one is, by whoever imports it
         if name != __name__ and getattr(getattr(module, "__spec__", None), "_initializing", False):
             del sys.modules[name]

@@ -99,15 +99,31 @@ def as_commands(folder: Path) -> Callable[..., Any]:
 def test_runs_and_shows_what_is_stored(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, its commands too; the slow test below starts a kernel."""
     import matplotlib
+    from IPython.core.displayhook import DisplayHook
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.core.pylabtools import select_figure_formats
     from IPython.utils.capture import capture_output
+
+    results: list[Any] = []
+
+    class Results(DisplayHook):
+        """Keeps what a cell's last line gives, as a kernel would show it."""
+
+        def write_output_prompt(self) -> None:
+            """In a terminal, Out[1]."""
+
+        def write_format_data(self, format_dict: Any, md_dict: Any = None) -> None:
+            results.append(format_dict)
+
+        def finish_displayhook(self) -> None:
+            """In a terminal, an empty line."""
 
     monkeypatch.setattr(subprocess, "Popen", as_commands(tmp_path))
     monkeypatch.chdir(path.parent)
     backend = matplotlib.get_backend()
     InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
+    shell = InteractiveShell.instance(displayhook_class=Results)
+    shell.display_formatter.active_types = shell.display_formatter.format_types
     shown: list[set[str]] = []
     try:
         matplotlib.use("module://matplotlib_inline.backend_inline")
@@ -117,8 +133,9 @@ def test_runs_and_shows_what_is_stored(path: Path, tmp_path: Path, monkeypatch: 
                 result = shell.run_cell(cell.source)
             result.raise_error()
             found = {name for name in ("stdout", "stderr") if getattr(captured, name)}
-            for output in captured.outputs:
-                found |= set(output.data) - {"text/plain"} or set(output.data)
+            for data in (*(output.data for output in captured.outputs), *results):
+                found |= set(data) - {"text/plain"} or set(data)
+            results.clear()
             shown.append(found - {"image/jpeg"})
     finally:
         matplotlib.use(backend)
