@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline",
 import pytest
 
 import genlab  # noqa: F401  its import hook must be there before a test imports Lightning
+
+# A process that is killed loses nothing for want of it, only a machine that goes down does; a disk makes tests wait.
+os.fsync = lambda descriptor: None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +28,12 @@ def root() -> Path:
 def _runs_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test leaves runs in the repository."""
     monkeypatch.setenv("GENLAB_RUNS", str(tmp_path / "runs"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is loaded now stays: looking through it for rubbish again and again costs more than many tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

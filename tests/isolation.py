@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -14,12 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
 
 
 @contextlib.contextmanager
 def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None) -> Iterator[None]:
-    """Environment, working directory, signal handlers, warnings and log levels are afterwards what they were.
+    """Environment, working directory, signal handlers and warnings are afterwards what they were.
 
     Args:
         log: file to which standard output and error are added.
@@ -28,7 +26,6 @@ def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None
     """
     environment, directory, arguments = dict(os.environ), os.getcwd(), (sys.argv, sys.orig_argv)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
     words = warnings.formatwarning
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -54,8 +51,6 @@ def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None
             warnings.formatwarning = words
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
 
 
 def worker(task: str, target: str) -> int:

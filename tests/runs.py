@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import io
 import multiprocessing
 import os
@@ -56,6 +57,8 @@ class _Server:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         resource_tracker.ensure_running()
+        gc.collect()
+        gc.freeze()  # else a child's collector would write to, and so copy, every page
         before = util.spawnv_passfds
         util.spawnv_passfds = _forked  # type: ignore[assignment]
         try:

@@ -140,7 +140,7 @@ def test_every_checkpoint_and_foreign_samples_are_evaluated(shell: Shell) -> Non
     assert [weights for _, weights, _ in told] == ["ema", "raw"] * 2
     shell("sample.py", f"run={run.path.name}", "n=32", "seed=0", "out=made")
     (shell.folder / "made" / "grid.png").unlink()
-    output = shell("evaluate.py", "samples=made", "reference=images.npz", *protocol[:2], cold=True)
+    output = shell("evaluate.py", "samples=made", "reference=images.npz", *protocol[:2])
     record = json.loads((shell.folder / "made-fid_32_folder64.proxy.json").read_text())
     assert record["generated"]["data"] == "made"
     assert "fid_32_folder64.proxy" in output

@@ -14,7 +14,7 @@ from runs import SMALL_UNET, assert_same_state, log, new_run, rows, small_run, s
 
 FAMILIES = ["ddpm", "gan", "gpt"]  # one of each kind: the contract test runs every config
 ELSEWHERE = "/dev/shm" if os.path.isdir("/dev/shm") else None
-LONGER = ("schedule.max_samples=120", "schedule.save_every=12", "schedule.eval_every=40", "schedule.log_every=8",
+LONGER = ("schedule.max_samples=96", "schedule.save_every=12", "schedule.eval_every=40", "schedule.log_every=8",
           "callbacks.samples.count=0", "callbacks.final.count=0", "debug=null", "data.batch_size=4",
           "data.limit_val=8")  # fmt: skip
 
@@ -28,7 +28,7 @@ def test_killed_runs_end_in_the_uninterrupted_state(family: str, tmp_path: Path)
     assert work(whole) == 0, log(whole)
     broken = new_run(small_run(f"model={family}", tmp_path, *options, "resume=never"))
     rng = random.Random(family)
-    for seen in [0, *sorted(rng.sample(range(8, 100), 3))]:
+    for seen in [0, *sorted(rng.sample(range(8, 76), 3))]:
         process = start(broken, ELSEWHERE)
         while process.exitcode is None and max((r["samples"] for r in rows(broken)), default=0) < seen:
             time.sleep(0.005)
@@ -72,13 +72,13 @@ def test_a_finished_run_is_extended(tmp_path: Path) -> None:
     assert work(long) == 0, log(long)
     run = new_run(small_run("model=gan", tmp_path, *options, "schedule.max_samples=60"))
     assert work(run) == 0, log(run)
-    text = run.config.read_text().replace("max_samples: 60", "max_samples: 120")
+    text = run.config.read_text().replace("max_samples: 60", "max_samples: 96")
     run.config.write_text(text)
     assert work(run) == 0, log(run)
     from genlab.runs.checkpoint import load_checkpoint
 
     a, b = load_checkpoint(long.last), load_checkpoint(run.last)
-    assert a["samples"] == b["samples"] == 120
+    assert a["samples"] == b["samples"] == 96
     assert all((a["state_dict"][k] == b["state_dict"][k]).all() for k in a["state_dict"])
     assert any("val/loss" in row and row["samples"] == 60 for row in rows(run)), "rows of the first end are kept"
 

@@ -11,7 +11,7 @@ import pytest
 from commands import Begun, command, train_arguments
 
 pytest.importorskip("optuna", reason="pip install -e '.[sweep]'")
-TRIALS = 4
+TRIALS = 3
 
 
 def states(database: Path) -> list[str]:

@@ -120,7 +120,8 @@ def _quieten() -> None:
 
     warnings.formatwarning = lambda message, *_, **__: f"genlab: warning: {message}\n"
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        if (logger := logging.getLogger(name)).level != logging.WARNING:  # setting it clears the caches of all loggers
+            logger.setLevel(logging.WARNING)
     for text in (
         ".*does not have many workers.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
