@@ -41,9 +41,27 @@ from genlab.runs.metrics import read_rows
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-# The smallest network of model=ddpm, for tests of what is around it.
-SMALL_UNET = ("model.network.network.block_out_channels=[8,8]", "model.network.network.norm_num_groups=4",
-              "model.network.network.attention_head_dim=8")  # fmt: skip
+# Networks for tests of what is around them; the contract test takes those that are shipped.
+_UNET = ("model.network.network.block_out_channels=[8,8]", "model.network.network.norm_num_groups=4",
+         "model.network.network.attention_head_dim=8")  # fmt: skip
+_TRANSFORMER = ("model.network.config.num_hidden_layers=2", "model.network.config.hidden_size=32",
+                "model.network.config.intermediate_size=64")  # fmt: skip
+SMALL = {
+    "model=ddpm": _UNET,
+    "model=flow": _UNET,
+    "model=gan": ("model.generator.width=4", "model.critic.width=4", "model.generator.latent_dim=8"),
+    "model=gpt": ("model.network.config.n_layer=2", "model.network.config.n_embd=32"),
+    "model=llama": _TRANSFORMER,
+    "model=masked_diffusion": _TRANSFORMER,
+    "model=mlm": _TRANSFORMER,
+    "model=lstm": ("model.network.embedding=16", "model.network.width=32"),
+    "model=text_gan": (
+        "model.generator.embedding=8",
+        "model.generator.width=16",
+        "model.critic.embedding=8",
+        "model.critic.channels=8",
+    ),
+}
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}
 
@@ -164,11 +182,16 @@ def make_pretrained(folder: Path, vocab_size: int) -> Path:
     return folder
 
 
-def small_run(chosen: str, folder: Path, *overrides: str) -> DictConfig:
-    """A run of seconds of one option of conf (for example model=ddpm or experiment=ddpm_cifar10)."""
+def small_run(chosen: str, folder: Path, *overrides: str, shipped: bool = False) -> DictConfig:
+    """A run of seconds of one option of conf (for example model=ddpm or experiment=ddpm_cifar10).
+
+    Args:
+        shipped: with the network that conf has, not one that is SMALL.
+    """
+    small = () if shipped else SMALL.get(chosen, ())
     base = (chosen, "trainer=debug", "logger=none", "evaluation=none")
     data = small_data(_composed(base), folder)
-    return compose_train([*base, f"runs_dir={folder / 'runs'}", *data, "data.num_workers=0", *overrides])
+    return compose_train([*base, f"runs_dir={folder / 'runs'}", *data, "data.num_workers=0", *small, *overrides])
 
 
 _composed = functools.cache(compose_train)  # of what is only read

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import SMALL_UNET, leaves, log, new_run, rows, small_run, work
+from runs import leaves, log, new_run, rows, small_run, work
 
 from genlab.runs.checkpoint import load_checkpoint
 
@@ -18,8 +18,7 @@ SHORT = ("debug=null", "data.batch_size=8", "data.limit_val=8", "schedule.max_sa
 
 def poisoned(family: str, folder: Path, batches: list[int], *overrides: str, ranks: int = 2) -> Any:
     """A run whose last rank has a loss that is not a number at some batches."""
-    small = SMALL_UNET if family == "ddpm" else ()
-    config = small_run(f"model={family}", folder, *SHORT, *small, *overrides, f"trainer.devices={ranks}")
+    config = small_run(f"model={family}", folder, *SHORT, *overrides, f"trainer.devices={ranks}")
     config.callbacks.extra = [
         {"_target_": "ddp_parts.Poison", "rank": ranks - 1, "batches": batches},
         {"_target_": "ddp_parts.Dump", "folder": str(folder / "states")},
@@ -63,9 +62,7 @@ def test_a_run_that_stays_bad_ends_with_the_batch_kept(ranks: int, tmp_path: Pat
 
 @pytest.mark.faults(13)
 def test_a_learning_rate_that_is_too_large_ends_with_70(tmp_path: Path) -> None:
-    run = new_run(
-        small_run("model=ddpm", tmp_path, *SHORT, *SMALL_UNET, "optimizer.lr=1e30", "callbacks.guard.skips=2")
-    )
+    run = new_run(small_run("model=ddpm", tmp_path, *SHORT, "optimizer.lr=1e30", "callbacks.guard.skips=2"))
     assert work(run) == 70, log(run)
     assert "lower optimizer.lr" in log(run).lower()
     assert all(v.isfinite().all() for v in leaves(load_checkpoint(run.last)).values() if isinstance(v, torch.Tensor))

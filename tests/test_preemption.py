@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import Begun, command, runs_in, train_arguments
-from runs import SMALL_UNET, assert_same_state, log, new_run, rows, small_run, start_ranks, work
+from runs import assert_same_state, log, new_run, rows, small_run, start_ranks, work
 
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
@@ -24,7 +24,7 @@ MOMENTS = ["train", "validation_start", "validation", "samples", "evaluation"]
 
 
 def run_of(folder: Path, moment: str, ranks: int, signs: Path, number: int | None = None) -> RunDirectory:
-    config = small_run("model=ddpm", folder, *OPTIONS, *SMALL_UNET, f"trainer.devices={ranks}")
+    config = small_run("model=ddpm", folder, *OPTIONS, f"trainer.devices={ranks}")
     config.callbacks.extra = [
         {"_target_": "ddp_parts.Wait", "moment": moment, "folder": str(signs), "number": number},
     ]

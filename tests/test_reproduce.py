@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from runs import ROOT
 
-from genlab.cli import families
+from genlab.cli import families, reproduce
+from genlab.cli.compose import compose_config
 from genlab.cli.reproduce import _without_new_defaults, main
 
 STORED = next((ROOT / "docs" / "results").glob("gpt_shakespeare_char_cpu-*"))
+
+
+@functools.cache
+def composed(folder: Path, entry: str, overrides: tuple[str, ...]) -> Any:
+    return compose_config(folder, entry, overrides)
+
+
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tables are of the same experiments."""
+    for module in (families, reproduce):
+        monkeypatch.setattr(module, "compose_config", lambda folder, entry, o: composed(folder, entry, tuple(o)))
 
 
 def line_of(text: str, name: str) -> list[str]:
