@@ -111,7 +111,7 @@ def test_kills_on_the_boundaries(shared: Path, tmp_path: Path, every: int, worke
 @given(
     points=st.lists(
         st.tuples(st.sampled_from(MOMENTS), st.integers(0, SAMPLES // 8).map(lambda k: 8 * k)),
-        min_size=1, max_size=4, unique=True,
+        min_size=1, max_size=3, unique=True,
     ),
     every=st.sampled_from([8, 16, 200]),
 )  # fmt: skip

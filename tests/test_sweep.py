@@ -47,7 +47,7 @@ def rows_of(output: str) -> list[list[str]]:
 @pytest.mark.faults(28)
 def test_jobs_of_two_ranks_fail_alone(tmp_path: Path) -> None:
     """One run and one result a job, whatever the others do, and no process is left."""
-    given = sweep(tmp_path, "seed=1,2,3,4", "trainer.devices=2", "trainer.accelerator=cpu",
+    given = sweep(tmp_path, "seed=2,3,4", "trainer.devices=2", "trainer.accelerator=cpu",
                   "callbacks.extra=[{_target_:ddp_parts.BySeed}]")  # fmt: skip
     begun = Begun(given, tmp_path, {"GENLAB_ALLOW": "ddp_parts"})
     assert begun.until(lambda: left_over(tmp_path)), "they can be seen"
@@ -55,16 +55,16 @@ def test_jobs_of_two_ranks_fail_alone(tmp_path: Path) -> None:
     output = done.output
     assert done.code == 1, output
     table = rows_of(output)
-    assert [row[1] for row in table] == ["finished", "exit", "exit", "finished"], output
+    assert [row[1] for row in table] == ["exit", "exit", "finished"], output
     found = statuses(tmp_path)
-    assert len(found) == 4
-    for row, seed in zip(table, (1, 2, 3, 4), strict=True):
+    assert len(found) == 3
+    for row, seed in zip(table, (2, 3, 4), strict=True):
         name, overrides = row[-2], row[-1]
         assert overrides == f"seed={seed}", "only what differs"
         assert found[name]["state"] == ("failed" if seed in (2, 3) else "finished")
         result = next(tmp_path.glob(f"runs/*/{name}")) / "result.json"
-        assert result.exists() == (seed in (1, 4))
-        if seed in (1, 4):
+        assert result.exists() == (seed == 4)
+        if seed == 4:
             assert float(row[2]) == pytest.approx(json.loads(result.read_text())["value"], rel=1e-5)
     assert "RuntimeError: seed 2 has failed" in output
     assert "sys.exit(0) was called by" in output
