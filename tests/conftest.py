@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TQDM_DISABLE="1")
@@ -43,6 +44,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--row", type=int, help="only tests of this row of the table of faults (docs/faults.md)")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="tests in random order")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
@@ -51,6 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     row = config.getoption("--row")
     if row is not None:
         items[:] = [item for item in items if any(row in mark.args for mark in item.iter_markers("faults"))]
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs
         shared = [name for name, found in fixtures.items() if found[-1].scope == "module"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,11 @@ class Shell:
             (RunDirectory(p.parent) for p in self.folder.glob("runs/*/*/status.json")), key=lambda r: str(r.path)
         )
 
+    def copy(self) -> RunDirectory:
+        """The first run once more, for a test that changes it."""
+        first = self.runs()[0].path
+        return RunDirectory(shutil.copytree(first, first.with_name(f"{first.name}-{len(self.runs())}")))
+
     def trained(self) -> list[RunDirectory]:
         return [run for run in self.runs() if run.last.exists()]
 
@@ -88,7 +94,7 @@ def test_sampling_writes_a_grid_and_single_files_that_name_their_origin(shell: S
 
 
 def test_a_finished_run_is_extended_but_not_changed(shell: Shell) -> None:
-    run = shell.runs()[0]
+    run = shell.copy()
     error = shell("train.py", f"resume={run.path.name}", code=2, cold=True)
     assert "finished at 16 samples" in error
     error = shell("train.py", f"resume={run.path.name}", "model.n_critic=2", "schedule.max_samples=32", code=2)
@@ -158,7 +164,7 @@ def test_a_run_in_use_is_refused(shell: Shell) -> None:
 
 @pytest.mark.faults(14)
 def test_damaged_checkpoint_is_refused(shell: Shell) -> None:
-    run = shell.trained()[-1]
+    run = shell.copy()
     for name in ("last.ckpt", "previous.ckpt"):
         path = run.checkpoints / name
         path.write_bytes(path.read_bytes()[:-50])

@@ -1,4 +1,7 @@
-"""W&B online, against a server that plays it: a whole run arrives; one that fails costs a line and some seconds."""
+"""W&B online, against a server that plays it: a whole run arrives; one that fails costs a line and some seconds.
+
+The first test takes more than 20 seconds: so long W&B itself waits for a server that does not answer.
+"""
 
 from __future__ import annotations
 
