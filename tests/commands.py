@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from isolation import isolated, own_workers
-from runs import ROOT, _server, as_a_process, make_images
+from isolation import isolated, own_workers, without_curves
+from processes import as_a_process, server
+from runs import ROOT, make_images
 
 from genlab.runs.directory import RunDirectory
 
@@ -83,7 +84,7 @@ class Begun:
         self.log = folder / "command.log"
         self.log.unlink(missing_ok=True)
         variables = {"GENLAB_RUNS": str(folder / "runs"), **(environment or {})}
-        self.process = _server.Process(
+        self.process = server.Process(
             target=_command, args=(tuple(arguments), str(folder), str(self.log), variables, before)
         )
         self.process.start()
@@ -127,17 +128,13 @@ def _command(
 
 def _give(arguments: Sequence[str], before: Callable[[], Any] | None = None) -> int:
     """The exit code of `python ARGUMENTS`."""
-    from genlab.cli import session
-
-    curves = session.curves
-    if "CURVES" not in os.environ:  # drawing curves.png would be most of the time
-        session.curves = lambda *_: None
     sys.argv = [str(ROOT / arguments[0]), *arguments[1:]]
     sys.orig_argv = [sys.executable, *arguments]
     if before is not None:
         before()
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        with without_curves():
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as leave:
         if isinstance(leave.code, str):
             print(leave.code, file=sys.stderr)
@@ -145,8 +142,6 @@ def _give(arguments: Sequence[str], before: Callable[[], Any] | None = None) -> 
     except Exception:
         traceback.print_exc()
         return 1
-    finally:
-        session.curves = curves
     return 0
 
 

@@ -16,6 +16,34 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Environment and signal handlers are afterwards what they were."""
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def without_curves() -> Iterator[None]:
+    """Draws no curves.png, which would be most of the time of a tiny run; does where $CURVES is set."""
+    from genlab.cli import session
+
+    curves = session.curves
+    if "CURVES" not in os.environ:
+        session.curves = lambda *_: None
+    try:
+        yield
+    finally:
+        session.curves = curves
+
+
+@contextlib.contextmanager
 def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None) -> Iterator[None]:
     """Environment, working directory, signal handlers and warnings are afterwards what they were.
 
@@ -24,9 +52,7 @@ def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None
         variables: added to the environment.
         folder: the working directory meanwhile; None leaves it.
     """
-    environment, directory, arguments = dict(os.environ), os.getcwd(), (sys.argv, sys.orig_argv)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    words = warnings.formatwarning
+    directory, arguments, words = os.getcwd(), (sys.argv, sys.orig_argv), warnings.formatwarning
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
@@ -36,6 +62,7 @@ def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
         warnings.catch_warnings(),
+        restored(),
     ):
         warnings.showwarning = show  # pytest's would keep them to itself
         os.environ.update(variables)
@@ -45,12 +72,8 @@ def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None
             yield
         finally:
             os.chdir(directory)
-            os.environ.clear()
-            os.environ.update(environment)
             sys.argv, sys.orig_argv = arguments
             warnings.formatwarning = words
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
 
 def worker(task: str, target: str) -> int:
@@ -72,16 +95,10 @@ class Worker:
     def __init__(self, command: Sequence[str], env: Mapping[str, str], **_: Any) -> None:
         assert list(command[1:3]) == ["-m", "genlab.cli.worker"]
         assert env.get("WORLD_SIZE", "1") == "1", "several ranks are several processes"
-        before, handlers = dict(os.environ), {number: signal.getsignal(number) for number in SIGNALS}
-        os.environ.clear()
-        os.environ.update(env)
-        try:
-            self.returncode = worker(*command[3:])
-        finally:
+        with restored():
             os.environ.clear()
-            os.environ.update(before)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            os.environ.update(env)
+            self.returncode = worker(*command[3:])
 
     def poll(self) -> int:
         return self.returncode

@@ -1,35 +1,28 @@
 """Runs for tests: composed from the shipped conf on small data made here, and trained.
 
 A single rank trains in the process of the tests, several in processes that stand ready. A run that is to be killed or
-stopped gets a process of its own (`start`), a child of a fork server that has torch and Lightning loaded.
+stopped gets a process of its own (`start`).
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
-import gc
-import io
-import multiprocessing
 import os
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import connection, forkserver, resource_tracker, util
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tests_preload  # noqa: F401  what a worker needs, so that the fork server has it
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from isolation import isolated, worker
+from isolation import isolated, without_curves, worker
 from omegaconf import DictConfig, OmegaConf
+from processes import as_a_process, server, together
 
 from genlab.cli.check import check
 from genlab.cli.ranks import free_port, worker_environment
@@ -64,51 +57,6 @@ SMALL = {
 }
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}
-
-
-class _Server:
-    """multiprocessing's fork server, which is itself forked: from these tests, before the first of them has begun.
-
-    Started as usual, it would import all anew, which takes as long as a hundred tiny runs.
-    """
-
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        resource_tracker.ensure_running()
-        gc.collect()
-        gc.freeze()  # else a child's collector would write to, and so copy, every page
-        before = util.spawnv_passfds
-        util.spawnv_passfds = _forked  # type: ignore[assignment]
-        try:
-            forkserver.ensure_running()
-        finally:
-            util.spawnv_passfds = before
-
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:
-        return self._context.Process(*args, **kwargs)
-
-
-def _forked(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
-    """In the place of multiprocessing.util.spawnv_passfds, for `python ... -c CODE`: the process id."""
-    if pid := os.fork():
-        return pid
-    kept = {*passed, resource_tracker.getfd()}
-    null = os.open(os.devnull, os.O_RDWR)
-    # What is open here leads nowhere there; closed, its number would be another file's, and who still has it (a handler
-    # of logging, whose stream is pytest's) would write into that.
-    for number in map(int, os.listdir("/proc/self/fd")):
-        if number not in kept and number != null:
-            with contextlib.suppress(OSError):  # the one by which the folder was read
-                os.fstat(number)
-                os.dup2(null, number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    for name, module in list(sys.modules.items()):  # half imported: this one is, by whoever imports it
-        if name != __name__ and getattr(getattr(module, "__spec__", None), "_initializing", False):
-            del sys.modules[name]
-    try:
-        exec(arguments[-1], {})
-    finally:
-        os._exit(0)
 
 
 def make_images(path: Path, shape: Sequence[int], classes: int = 10, count: int = 60) -> Path:
@@ -204,30 +152,17 @@ def new_run(config: DictConfig) -> RunDirectory:
     return run
 
 
-def as_a_process(log: str | Path, variables: Mapping[str, str]) -> None:
-    """Makes a child of the fork server what a process of its own would be, with its output in a file."""
-    os.environ.update(variables)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of loaders: Linux's own before Python 3.14
-
-
 def _work(path: str, log: str, temporary: str | None, environment: dict[str, str]) -> None:
     as_a_process(log, environment)
     if temporary is not None:
         os.environ["TMPDIR"] = tempfile.tempdir = temporary
     from wandb.sdk.data_types._private import MEDIA_TMP
 
-    from genlab.cli import session
     from genlab.cli.worker import main
 
-    if "CURVES" not in environment:  # most of the time of a tiny run
-        session.curves = lambda *_: None
-
     MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")  # each process removes its own at its end, not the server's
-    code = main("train", path)
+    with without_curves():
+        code = main("train", path)
     atexit._run_exitfuncs()  # as at the end of a real worker: a child of multiprocessing leaves them out
     sys.stdout.flush()
     os._exit(code)
@@ -242,7 +177,7 @@ def start(
     all_environment = worker_environment(rank, ranks, port)
     environment = {key: all_environment[key] for key in keys if key in all_environment} | {"GENLAB_ALLOW": allow}
     environment |= variables
-    process = _server.Process(target=_work, args=(str(run.path), str(run.path / "log"), temporary, environment))
+    process = server.Process(target=_work, args=(str(run.path), str(run.path / "log"), temporary, environment))
     process.start()
     return process
 
@@ -260,111 +195,19 @@ def work(run: RunDirectory, ranks: int = 1, allow: str = "", **variables: str) -
     if ranks == 1:
         return _train(str(run.path), environment)
     (run.path / "ranks").mkdir(exist_ok=True)
-    codes = standing(ranks).do(_train, str(run.path), environment)
-    if any(codes):
-        standing.cache_clear()
-    return max(codes)
+    return max(together(ranks, _train_or_leave, str(run.path), environment))
 
 
 def _train(path: str, variables: dict[str, str]) -> int:
-    from genlab.cli import session
-
-    curves = session.curves
-    if "CURVES" not in variables:  # most of the time of a tiny run
-        session.curves = lambda *_: None
-    try:
-        with isolated(Path(path) / "log", variables):
-            return worker("train", path)
-    finally:
-        session.curves = curves
+    with isolated(Path(path) / "log", variables), without_curves():
+        return worker("train", path)
 
 
-def together(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """`function(*args)` in a gloo group of `ranks` processes with one thread each: what each rank returns."""
-    if ranks == 1:
-        with isolated(Path(os.devnull), {}):
-            return [function(*args)]
-    return standing(ranks).do(function, *args)
-
-
-class Ranks:
-    """Processes that stand ready as the ranks of a gloo group, and take one job after another."""
-
-    def __init__(self, count: int) -> None:
-        self.pipes: list[connection.Connection] = []
-        self.processes: list[BaseProcess] = []
-        port = free_port()
-        for rank in range(count):
-            ours, theirs = multiprocessing.Pipe()
-            process = _server.Process(target=_serve, args=(theirs, rank, count, port))
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
-        atexit.register(self.end)
-
-    def do(self, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list[Any]:
-        """What `function(*args)` returns on each rank. One whose return is an exit code other than 0 is ended, as its
-        process would be, so that the others do not wait for it.
-
-        Raises:
-            AssertionError: a rank raised, died or is not ready within `timeout` seconds; the group is ended.
-        """
-        for pipe in self.pipes:
-            pipe.send((function, args))
-        results: dict[int, Any] = {}
-        deadline = time.monotonic() + timeout
-        while len(results) < len(self.pipes):
-            waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in results}
-            ready = connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
-            if not ready:
-                self.end()
-                raise AssertionError(f"ranks {sorted(waiting.values())} are still at work after {timeout} s")
-            for pipe in ready:
-                rank = waiting[pipe]  # type: ignore[index]
-                try:
-                    failed, data = pipe.recv()  # type: ignore[union-attr]
-                except EOFError:
-                    failed, data = True, b"it has ended"
-                if failed:
-                    self.end()
-                    raise AssertionError(f"rank {rank}: {data.decode()}")
-                results[rank] = torch.load(io.BytesIO(data), weights_only=True)
-                if function is _train and results[rank]:
-                    self.processes[rank].kill()
-        return [results[rank] for rank in range(len(self.pipes))]
-
-    def end(self) -> None:
-        atexit.unregister(self.end)
-        standing.cache_clear()
-        for process in self.processes:
-            process.kill()
-            process.join()
-
-
-@functools.cache
-def standing(count: int) -> Ranks:
-    """The group of so many ranks, which begins at its first job."""
-    return Ranks(count)
-
-
-def _serve(pipe: connection.Connection, rank: int, ranks: int, port: int) -> None:
-    os.environ.clear()
-    as_a_process(os.devnull, worker_environment(rank, ranks, port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    while True:
-        try:
-            function, args = pipe.recv()
-        except EOFError:  # the tests have ended
-            os._exit(0)
-        try:
-            with isolated(Path(os.devnull), {}):
-                data = io.BytesIO()
-                torch.save(function(*args), data)
-        except Exception:
-            pipe.send((True, traceback.format_exc().encode()))
-        else:
-            pipe.send((False, data.getvalue()))
+def _train_or_leave(path: str, variables: dict[str, str]) -> int:
+    """As a worker's process: one that fails is gone, so that the others do not wait for it."""
+    if code := _train(path, variables):
+        raise SystemExit(code)
+    return 0
 
 
 def log(run: RunDirectory) -> str:
@@ -401,7 +244,3 @@ def assert_same_state(a: RunDirectory, b: RunDirectory) -> None:
     ]
     assert not different, f"{len(different)} of {len(left)} differ, first {different[:3]}"
     assert rows(a) == rows(b)
-
-
-_server: Any = None  # for the children, which are forked in the midst of the next line
-_server = _Server()

@@ -51,7 +51,8 @@ def parts_of(config: DictConfig) -> str:
 
 # Experiments that are made of the same classes as another choice, with other numbers: trained and sampled from, but
 # what their parts carry from step to step is shown by that one. IWAE has two phases, and lstm_shakespeare a state
-# that it carries from batch to batch: these stand for themselves.
+# that it carries from batch to batch: these stand for themselves. Written down and checked where each is trained, since
+# composing all would cost every worker of pytest ten seconds before its first test.
 SAME_PARTS = {
     "experiment=awdlstm_ptb": "model=lstm",
     "experiment=betatc_vae_mnist": "model=vae",

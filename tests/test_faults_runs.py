@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import assert_same_state, rows
 
+from genlab.errors import LoaderError, expected
 from genlab.files import sha256_of
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
@@ -230,6 +231,22 @@ def test_a_killed_loader_worker_is_named(tmp_path: Path) -> None:
     done = begun.end()
     done.line(1, "DataLoader worker (pid", str(loaders[-1]), "data.num_workers")
     assert load_checkpoint(runs_in(tmp_path)[0].last)["samples"] >= 32
+
+
+@pytest.mark.faults(9)
+@pytest.mark.parametrize(
+    ("words", "workers"),
+    [  # torch's, from its handler of SIGCHLD and from its queue
+        ("DataLoader worker (pid 41) is killed by signal: Killed. ", "41"),
+        ("DataLoader worker (pid 41) exited unexpectedly with exit code 1. Details are lost due to ...", "41"),
+        ("DataLoader worker (pid(s) 41, 42) exited unexpectedly", "41, 42"),
+    ],
+)
+def test_every_way_in_which_torch_tells_of_lost_workers_is_known(words: str, workers: str) -> None:
+    known = expected(RuntimeError(words))
+    assert isinstance(known, LoaderError)
+    assert f"(pid {workers}) has died" in str(known)
+    assert "data.num_workers" in str(known)
 
 
 # ---- minutes of it, by hand: pytest -n 0 -m soak tests/test_faults_runs.py

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import command, everything, runs_in, train_arguments
-from runs import _server, as_a_process, log, new_run, rows, small_run, work
+from processes import as_a_process, server
+from runs import log, new_run, rows, small_run, work
 
 from genlab.cli.worker import main as worker_main
 from genlab.errors import OutOfMemory, StorageError, expected
@@ -41,7 +42,7 @@ def test_exhausted_memory_ends_in_one_line_with_a_hint(tmp_path: Path) -> None:
     """A limit on the address space, and a batch that does not fit under it."""
     options = ("model.critic.width=256", "model.generator.width=256", "data.batch_size=48", "debug=null")
     run = new_run(small_run("model=gan", tmp_path, *options))
-    process = _server.Process(target=_little_memory, args=(str(run.path), str(run.path / "log")))
+    process = server.Process(target=_little_memory, args=(str(run.path), str(run.path / "log")))
     process.start()
     process.join(120)
     assert process.exitcode == 1, log(run)
@@ -94,7 +95,7 @@ def test_a_killed_session_is_reported_at_the_next_start(tmp_path: Path) -> None:
     more = ("schedule.max_samples=40000", "schedule.save_every=40", "schedule.eval_every=0", "schedule.log_every=20",
             "debug=null", "data.batch_size=4")  # fmt: skip
     arguments = train_arguments(tmp_path, *more)
-    killed = _server.Process(target=_in_background, args=(arguments, str(tmp_path)))
+    killed = server.Process(target=_in_background, args=(arguments, str(tmp_path)))
     killed.start()
     deadline = time.monotonic() + 60
     while not (runs_in(tmp_path) and runs_in(tmp_path)[0].status().get("samples", 0) >= 40):
@@ -223,7 +224,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
     run = tiny_gan(tmp_path)
     assert work(run) == 0, log(run)
     run.config.write_text(run.config.read_text().replace("max_samples: 60", "max_samples: 120"))
-    process = _server.Process(target=_small_files, args=(str(run.path), str(run.path / "log")))
+    process = server.Process(target=_small_files, args=(str(run.path), str(run.path / "log")))
     process.start()
     process.join(120)
     assert process.exitcode == 74, log(run)

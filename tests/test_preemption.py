@@ -81,7 +81,7 @@ CASES = [(moment, ranks) for ranks in (1, 2) for moment in MOMENTS if (moment, r
 def test_a_signal_at_any_moment(
     moment: str, ranks: int, undisturbed: Callable[[str, int], RunDirectory], tmp_path: Path
 ) -> None:
-    """One rank is signalled from within, in this process."""
+    """A single rank signals itself, in this process; of two, the last is signalled from outside, then the other."""
     whole = undisturbed(moment, ranks)
     waiting = tmp_path / "waiting"
     waiting.mkdir()

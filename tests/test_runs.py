@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import _server, as_a_process
+from processes import as_a_process, server
 
 from genlab.cli.train import with_debug
 from genlab.errors import CheckpointError, ConfigError, StorageError
@@ -117,7 +117,7 @@ def _save_too_much(last: str) -> None:
 @pytest.mark.faults(11)
 def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     """The limit on file sizes stands in for the full disk: the write fails in the middle of the file."""
-    process = _server.Process(target=_save_too_much, args=(str(tmp_path / "last.ckpt"),))
+    process = server.Process(target=_save_too_much, args=(str(tmp_path / "last.ckpt"),))
     process.start()
     process.join(120)
     assert process.exitcode == 0
@@ -231,7 +231,7 @@ def _what_is_loaded(path: str) -> None:
 
 
 def test_the_fork_server_has_all_loaded(tmp_path: Path) -> None:
-    process = _server.Process(target=_what_is_loaded, args=(str(tmp_path / "out"),))
+    process = server.Process(target=_what_is_loaded, args=(str(tmp_path / "out"),))
     process.start()
     process.join(60)
     assert (tmp_path / "out").read_text() == "True"

@@ -110,7 +110,9 @@ def expected(error: BaseException, folder: str | os.PathLike[str] = ".") -> Genl
             "trainer.accumulate_grad_batches; in sampling lower n; data.resident_max=0 leaves the data on disk."
         )
     # torch raises it from its handler of SIGCHLD, wherever the main thread happens to be.
-    if isinstance(error, RuntimeError) and (lost := re.match(r"DataLoader worker \(pid\D*(\d+)\)", str(error))):
+    if isinstance(error, RuntimeError) and (
+        lost := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    ):
         return LoaderError(lost[1])
     if isinstance(error, OSError) and error.errno in _STORAGE:
         path = Path(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder)

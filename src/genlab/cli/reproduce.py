@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import re
 import statistics
 import subprocess
 import sys
@@ -74,8 +73,6 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
 
 def rows_of(name: str, root: Path, stored: Sequence[Run], runs_dir: Path, seeds: Sequence[str]) -> list[str]:
     """Lines of the table for one experiment: one for the paper's metric. What is missing of `seeds` is trained."""
-    if not _names_a_paper(root / "conf" / "experiment", name):
-        return []
     config: Any = compose_config(root / "conf", "train", [f"experiment={name}"])
     paper = config.get("paper")
     if paper is None:
@@ -92,13 +89,6 @@ def rows_of(name: str, root: Path, stored: Sequence[Run], runs_dir: Path, seeds:
         runs = same_runs(config, [*stored, *read_runs([runs_dir])])
     found = [Found(run, _value(run, paper.metric), run.samples or 0) for run in runs]
     return [_line(name, paper, [f for f in found if f.value is not None])]
-
-
-def _names_a_paper(folder: Path, name: str) -> bool:
-    """Whether an experiment, or one that it is built on, has a node `paper`; composing it takes much longer."""
-    text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-    parents = [p for p in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if (folder / f"{p}.yaml").is_file()]
-    return re.search(r"^paper:", text, re.MULTILINE) is not None or any(_names_a_paper(folder, p) for p in parents)
 
 
 def _call(arguments: list[str]) -> None:
