@@ -243,10 +243,15 @@ def test_a_killed_loader_worker_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_every_way_in_which_torch_tells_of_lost_workers_is_known(words: str, workers: str) -> None:
-    known = expected(RuntimeError(words))
-    assert isinstance(known, LoaderError)
-    assert f"(pid {workers}) has died" in str(known)
-    assert "data.num_workers" in str(known)
+    told = RuntimeError(words)
+    caused, followed = TypeError("unsupported callable"), KeyError("x")
+    caused.__cause__, followed.__context__ = told, told  # a library was called just then
+    for error in (told, caused, followed):
+        known = expected(error)
+        assert isinstance(known, LoaderError)
+        assert f"(pid {workers}) has died" in str(known)
+        assert "data.num_workers" in str(known)
+    assert expected(TypeError("unsupported callable")) is None
 
 
 # ---- minutes of it, by hand: pytest -n 0 -m soak tests/test_faults_runs.py

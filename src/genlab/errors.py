@@ -109,15 +109,26 @@ def expected(error: BaseException, folder: str | os.PathLike[str] = ".") -> Genl
             f"out of memory ({first}). In training lower data.batch_size, or keep it and raise "
             "trainer.accumulate_grad_batches; in sampling lower n; data.resident_max=0 leaves the data on disk."
         )
-    # torch raises it from its handler of SIGCHLD, wherever the main thread happens to be.
-    if isinstance(error, RuntimeError) and (
-        lost := re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-    ):
-        return LoaderError(lost[1])
+    if lost := _lost_workers(error):
+        return LoaderError(lost)
     if isinstance(error, OSError) and error.errno in _STORAGE:
         path = Path(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else folder)
         return StorageError(f"cannot write {path}: {error.strerror}; {free_bytes(path)}. Free space or choose a "
                             "folder of yours; the last checkpoint is as it was.")  # fmt: skip
+    return None
+
+
+def _lost_workers(error: BaseException | None) -> str | None:
+    """Process ids of the loader workers that torch reports as dead, in `error` or in what it was raised from.
+
+    torch raises from its handler of SIGCHLD, wherever the main thread happens to be: a library that is called just
+    then may put an error of its own around it.
+    """
+    while error is not None:
+        told = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if told and isinstance(error, RuntimeError):
+            return told[1]
+        error = error.__cause__ or error.__context__
     return None
 
 

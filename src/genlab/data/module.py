@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any, Literal, TypedDict
 
 import pytorch_lightning as pl
@@ -64,6 +66,19 @@ def _identity(item: Any) -> Any:
     return item
 
 
+def _begin_worker(number: int) -> None:
+    """Lets the thread of a loader worker that hands over tensors end in silence when their reader goes away.
+
+    The reader says why it ended: where another worker has died, in the midst of taking a tensor from this one.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError | EOFError):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 class Loader:
     """One rank's batches of one split: {"id", "position"} if the source is resident, else with the raw tensors too.
 
@@ -85,6 +100,7 @@ class Loader:
                 sampler=plan,
                 num_workers=workers,
                 collate_fn=_identity,
+                worker_init_fn=_begin_worker,
                 pin_memory=pin,
                 persistent_workers=workers > 0 and split != "train",
                 generator=torch.Generator(),
