@@ -25,7 +25,7 @@ from genlab.errors import ConfigError, DataError
 from genlab.evaluation import evaluate
 from genlab.evaluation.protocol import Protocol
 from genlab.models.autoregressive import AutoregressiveModel
-from genlab.models.base import Plan
+from genlab.models.trained import Plan
 from genlab.networks.awd_lstm import AWDLSTM
 from genlab.runs.checkpoint import load_checkpoint
 

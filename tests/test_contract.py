@@ -134,14 +134,13 @@ def test_samples_are_a_function_of_seed_and_condition(trained: tuple[Path, DictC
     loaded.model.chunk_size = 4
     first = loaded.sample(5, seed=3)
     again = loaded.sample(3, seed=5)
-    if first.modality == "text":
-        assert first.data[2:] == again.data
-    else:
-        assert torch.equal(first.data[2:], again.data)  # type: ignore[arg-type, index]
+    assert first.modality == loaded.model.modality
+    same = first[2:].data == again.data
+    assert same.all() if isinstance(same, torch.Tensor) else same
     assert len(first) == 5
     with pytest.raises(ConfigError, match="knows no such condition"):
         loaded.sample(1, colour=1)
-    if "label" in loaded.model.conditions:
+    if any(known.name == "label" for known in loaded.model.conditions):
         labelled = loaded.sample(2, label=1)
         assert labelled.labels is not None
         assert labelled.labels.tolist() == [1, 1]

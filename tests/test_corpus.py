@@ -18,7 +18,7 @@ from data_files import cache as cache
 from data_files import same
 from tokenizers import Tokenizer
 
-from genlab.cli.load import LoadedRun
+from genlab.conditions import Prompt, condition_rows
 from genlab.data import corpus, token_files
 from genlab.data.corpus import Corpus, PythonLibrary
 from genlab.data.fetch import present
@@ -110,12 +110,11 @@ def test_vocabularies(kind: Kind) -> None:
 def test_a_prompt_of_a_run(tmp_path: Path) -> None:
     data = data_of(tmp_path, tokenizer="characters", vocab_size=size_of(tmp_path, tokenizer="characters"))
     data.setup()
-    model = SimpleNamespace(conditions=("prompt_ids",), tokenizer=data.tokenizer)
-    loaded = LoadedRun(None, None, model, "raw", tmp_path)  # type: ignore[arg-type]
-    rows = loaded.condition(2, {"prompt": "<|endoftext|>er"})["prompt_ids"]
+    model = SimpleNamespace(conditions=(Prompt(),), tokenizer=data.tokenizer)
+    rows = condition_rows(model, {"prompt": "<|endoftext|>er"}, 2)["prompt"]
     assert rows.tolist() == [[0, *encode(data.tokenizer, "er")]] * 2
     with pytest.raises(ConfigError, match=r"condition.prompt: character 'q' \(U\+0071\) at 1 of 'eq' is not"):
-        loaded.condition(1, {"prompt": "eq"})
+        condition_rows(model, {"prompt": "eq"}, 1)
 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe", "unigram", "words"])

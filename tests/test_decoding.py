@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from genlab import noise
 from genlab.data.characters import Alphabet
 from genlab.decoding.beam import BeamSearch
-from genlab.decoding.best_of import BestOf
+from genlab.decoding.best_of import BestOf, JudgeScore
 from genlab.decoding.reading import Reading, lengths_of, padded, window_start
 from genlab.decoding.tokens import TokenSampler
 from genlab.errors import ConfigError
+from genlab.judges import Judge
 from genlab.models.autoregressive import AutoregressiveModel
 from genlab.networks.awd_lstm import AWDLSTM
+from genlab.samples import Samples
 
 V, CONTEXT = 13, 32
 
@@ -147,9 +149,9 @@ def test_cached_generation_equals_generation_without(kind: str) -> None:
 def test_an_item_does_not_change_with_the_batch(kind: str, sampler: Any) -> None:
     model = language_model(kind)
     prompts = [[3], [1, 2, 3, 4, 5, 6, 7], [5, 5], [2, 3, 4, 1, 1, 0], [7] * 34]
-    together = model.sample(torch.arange(5), {"prompt_ids": padded(prompts)}, sampler)
+    together = model.sample(torch.arange(5), {"prompt": padded(prompts)}, sampler)
     for i, prompt in enumerate(prompts):
-        alone = model.sample(torch.tensor([i]), {"prompt_ids": torch.tensor([prompt])}, sampler)
+        alone = model.sample(torch.tensor([i]), {"prompt": torch.tensor([prompt])}, sampler)
         assert alone.data == together.data[i : i + 1]
         assert alone.data[0].startswith(model.tokenizer.decode(prompt))
 
@@ -231,6 +233,14 @@ def test_beam_search_is_that_of_transformers(kind: str) -> None:
             assert ours.tokens[0].tolist() == theirs.tolist()
 
 
+class Threes(Judge):
+    """How often a text has the token 3."""
+
+    def judge(self, samples: Samples, condition: Any) -> list[float]:
+        third = language_model("gpt2").tokenizer.decode([3])
+        return [float(text.count(third)) for text in samples.data]
+
+
 def test_best_of_n_keeps_the_sample_of_highest_score() -> None:
     model, seeds, prompt = language_model("gpt2"), torch.arange(4), torch.tensor([[1]]).expand(4, -1)
     sampler = BestOf(max_new_tokens=8, n=5)
@@ -242,6 +252,9 @@ def test_best_of_n_keeps_the_sample_of_highest_score() -> None:
         ]
         mine = BestOf(max_new_tokens=8, n=5, score=lambda d, _: (d.tokens == 3).sum(1)).decode(model, prompt, seeds)
     assert torch.equal(best.log_p, torch.stack([d.log_p for d in drawn]).amax(0))
+    judged = BestOf(max_new_tokens=8, n=5, score=JudgeScore(Threes())).decode(model, prompt, seeds)
+    assert torch.equal(judged.tokens, mine.tokens)
+    assert "Threes" in BestOf(score=JudgeScore(Threes())).record()["score"]
     counts = torch.stack([(d.tokens == 3).sum(1) for d in drawn])
     assert (mine.tokens == 3).sum(1).tolist() == counts.amax(0).tolist()
     assert sampler.nfe == 40

@@ -18,6 +18,7 @@ from synthetic import blobs
 from torch import Tensor, nn
 
 from genlab.cli.targets import instantiate
+from genlab.conditions import class_labels
 from genlab.data.images import Npz
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, write_record
@@ -25,6 +26,8 @@ from genlab.evaluation.fidelity import fid
 from genlab.evaluation.judged import describe
 from genlab.evaluation.reference import RealImages, resized, subset
 from genlab.evaluation.sharding import bounds, sharded
+from genlab.modality import Image, Text
+from genlab.models.base import GenerativeModel
 from genlab.samples import Samples
 
 
@@ -50,7 +53,8 @@ class PaintSampler:
 class Painter(nn.Module):
     """Stands in for a model: an image is a function of its seed and label. Labels are brightness, if `honest`."""
 
-    modality, conditions, num_classes, chunk_size, samples_seen = "image", ("label",), 10, 8, 1234
+    modality, conditions, chunk_size, samples_seen, sampler = Image(), class_labels(10), 8, 1234, None
+    draw, answers = GenerativeModel.draw, GenerativeModel.answers
 
     def __init__(self, honest: bool = True) -> None:
         super().__init__()
@@ -67,7 +71,7 @@ class Painter(nn.Module):
         self.asked.append(seeds)
         assert condition is not None
         label = condition["label"] if self.honest else (condition["label"] + 1) % 10
-        return Samples("image", paint(seeds, label), labels=label, seeds=seeds)
+        return Samples(Image(), paint(seeds, label), {"label": label}, seeds)
 
 
 def paint(seeds: Tensor, label: Tensor) -> Tensor:
@@ -239,7 +243,7 @@ def test_label_distributions(tmp_path: Path, cache: Path) -> None:
     assert record["values"]["label_accuracy_200.proxy"] == 1.0
     unconditional = Painter()
     unconditional.conditions = ()
-    unconditional.sample = lambda seeds, condition, sampler: Samples("image", blobs(seeds))  # type: ignore[method-assign]
+    unconditional.sample = lambda seeds, condition, sampler: Samples(Image(), blobs(seeds))  # type: ignore[method-assign]
     record = evaluate(unconditional, data, small(floor=False), progress=False)
     assert record["values"]["label_accuracy_40.proxy"] is None
     assert "not made for a label" in record["missing"]["label_accuracy_40.proxy"]
@@ -383,7 +387,7 @@ def test_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Letters(nn.Module):
     """Gives every token of a vocabulary of 4 the probabilities 1/2, 1/4, 1/8, 1/8."""
 
-    modality, conditions, chunk_size, samples_seen = "text", (), 4, 0
+    modality, conditions, chunk_size, samples_seen = Text(), (), 4, 0
     device = torch.device("cpu")
 
     def log_likelihood(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -445,7 +449,7 @@ def test_text_likelihood(batch: int) -> None:
 
 def test_text_needs_the_capability() -> None:
     class Mute(nn.Module):
-        modality, device = "text", torch.device("cpu")
+        modality, device = Text(), torch.device("cpu")
 
     with pytest.raises(ConfigError, match="cannot give a text likelihood"):
         evaluate(Mute(), Book(), Protocol(metrics=["text_likelihood"], reference_split="val"), progress=False)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from genlab.decoding.tokens import TokenSampler
 from genlab.models.adversarial import AdversarialModel, Player
-from genlab.models.base import Plan
 from genlab.models.gan import GAN
 from genlab.models.latent import LatentSampler
 from genlab.models.schedule import Schedule, crossed
+from genlab.models.trained import Plan
 from genlab.networks.dcgan import Critic, Generator
 from genlab.objectives.adversarial import NonSaturating, Wasserstein
 from genlab.objectives.penalties import R1, WGANGP

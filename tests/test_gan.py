@@ -19,10 +19,10 @@ from genlab import noise
 from genlab.cli.build import build_model
 from genlab.cli.targets import instantiate
 from genlab.errors import ConfigError
-from genlab.models.base import Plan
 from genlab.models.gan import GAN
 from genlab.models.latent import LatentSampler
 from genlab.models.schedule import Schedule
+from genlab.models.trained import Plan
 from genlab.networks import dcgan, r3gan, resnet_gan
 from genlab.networks.ensemble import Ensemble
 from genlab.networks.spectral import iterated_once, normalise

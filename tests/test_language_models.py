@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from genlab.cli.build import build_model
 from genlab.cli.load import LoadedRun
-from genlab.cli.sample import check_prompts, wanted_condition
+from genlab.cli.sample import wanted_conditions
 from genlab.decoding.reading import Decoded, padded
 from genlab.decoding.stream import Streamed
 from genlab.decoding.tokens import TokenSampler
@@ -156,32 +156,36 @@ def test_a_pretrained_folder(tmp_path: Path) -> None:
 def test_prompts_of_a_run_and_of_the_command_line(tmp_path: Path) -> None:
     run = LoadedRun(None, None, language_model("gpt2"), "raw", tmp_path)  # type: ignore[arg-type]
     run.model.sampler = TokenSampler(max_new_tokens=3)
-    made = run.condition(3, {"prompt": ["ab", "c", "\n"]})["prompt_ids"]
+    made = run.condition(3, {"prompt": ["ab", "c", "\n"]})["prompt"]
     assert made.tolist() == [[1, 2], [3, -1], [0, -1]]
-    assert run.condition(2, {"prompt": "ab"})["prompt_ids"].tolist() == [[1, 2]] * 2
+    assert run.condition(2, {"prompt": "ab"})["prompt"].tolist() == [[1, 2]] * 2
     assert [text[:-3] for text in run.sample(2, prompt=["abc", "d"]).data] == ["abc", "d"]
-    for wrong, message in ((["a"] * 2, "2 prompts for 3 items"), ("ax", "character 'x'"), ("", "empty")):
+    assert run.condition(3, {"prompt": ["a", "b"]})["prompt"].tolist() == [[1], [2], [1]]
+    for wrong, message in ((["a"] * 4, "4 values for 3 items"), ("ax", "character 'x'"), ("", "empty")):
         with pytest.raises(ConfigError, match=message):
             run.condition(3, {"prompt": wrong})
 
     def wanted(**given: Any) -> dict[str, Any]:
-        return wanted_condition(OmegaConf.create({"condition": {}, "prompt": None, "prompts": None, "n": 3} | given))
+        config = OmegaConf.create({"condition": {}, "conditions": None, "n": 3} | given)
+        return wanted_conditions(config, run.generative)
 
-    (tmp_path / "prompts").write_text("貓\n\nb\n", encoding="utf-8")
-    assert wanted(prompt="a b") == {"prompt": "a b"}
-    assert wanted(prompts=str(tmp_path / "prompts")) == {"prompt": ["貓", "b", "貓"]}
-    with pytest.raises(ConfigError, match=r"condition\.prompt and prompt: give one"):
-        wanted(prompt="a", condition={"prompt": "b"})
+    file = tmp_path / "prompts"
+    file.write_text("ab\n\nb\n")
+    assert wanted(condition={"prompt": "a b"}) == {"prompt": "a b"}
+    assert wanted(conditions=str(file)) == {"prompt": ["ab", "b", "ab"]}
+    with pytest.raises(ConfigError, match=r"condition\.prompt and conditions=.*prompts: give one"):
+        wanted(conditions=str(file), condition={"prompt": "b"})
     with pytest.raises(ConfigError, match="cannot be read"):
-        wanted(prompts=str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match=r"prompts:1: character '貓'"):
-        check_prompts(run, tmp_path / "prompts")
-    (tmp_path / "prompts").write_text("ab\n\nabx\n")
-    with pytest.raises(ConfigError, match=r"prompts:3: character 'x' \(U\+0078\) at 2 of 'abx'"):
-        check_prompts(run, tmp_path / "prompts")
-    (tmp_path / "prompts").write_bytes(b"ab\na\xff")
-    with pytest.raises(ConfigError, match="prompts:2: not UTF-8"):
-        wanted(prompts=str(tmp_path / "prompts"))
+        wanted(conditions=str(tmp_path / "none"))
+    for content, message in (
+        ("貓\n".encode(), r"prompts:1: condition\.prompt: character '貓'"),
+        (b"ab\n\nabx\n", r"prompts:3: condition\.prompt: character 'x' \(U\+0078\) at 2 of 'abx'"),
+        (b"ab\na\xff", "prompts:2: not UTF-8"),
+        (b"\n", "holds no condition"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            wanted(conditions=str(file))
 
 
 def test_a_stream_writes_whole_characters() -> None:

@@ -347,9 +347,9 @@ def test_prompts_stay_and_an_item_does_not_change_with_the_batch(order: Any, new
         assert (rest[:new] >= 0).all()
         assert (rest[:new] < V).all()
         assert (rest[new:] == -1).all()
-    together = model.sample(torch.arange(5), {"prompt_ids": padded(prompts)}, sampler).data
+    together = model.sample(torch.arange(5), {"prompt": padded(prompts)}, sampler).data
     for i, row in enumerate(prompts):
-        assert model.sample(torch.tensor([i]), {"prompt_ids": padded([row])}, sampler).data == together[i : i + 1]
+        assert model.sample(torch.tensor([i]), {"prompt": padded([row])}, sampler).data == together[i : i + 1]
     assert len(set(model.sample(torch.arange(8), None, sampler).data)) == 8
 
 

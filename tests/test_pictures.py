@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from genlab.evaluation.pictures import curves, grid, read_meta, save_grid, save_pairs, save_png
+from genlab import modality
+from genlab.callbacks.pictures import save_samples
+from genlab.drawing import grid, read_meta, save_png
+from genlab.evaluation.pictures import curves, save_pairs
 from genlab.samples import Samples
 
 
@@ -33,11 +36,12 @@ def test_png_metadata(tmp_path: Path) -> None:
     assert read_meta(tmp_path / "ü" / "one.png") == meta
     with Image.open(tmp_path / "ü" / "one.png") as picture:
         assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
-    samples = Samples("image", image[None].expand(4, -1, -1, -1).contiguous(), labels=torch.arange(4),
+    samples = Samples(modality.Image(), image[None].expand(4, -1, -1, -1).contiguous(),
                       seeds=torch.arange(10, 14), meta={"guidance_scale": 2.0})  # fmt: skip
-    save_grid(tmp_path / "grid.png", samples, 2, {"run": "r"})
-    assert read_meta(tmp_path / "grid.png") == {
-        "guidance_scale": 2.0, "seeds": [10, 11, 12, 13], "labels": [0, 1, 2, 3], "run": "r",
+    path = save_samples(tmp_path / "grid", samples, {"label": [0, 1, 2, 3]}, 2, {"run": "r"})
+    assert path == tmp_path / "grid.png"
+    assert read_meta(path) == {
+        "guidance_scale": 2.0, "seeds": [10, 11, 12, 13], "label": [0, 1, 2, 3], "run": "r",
     }  # fmt: skip
 
 

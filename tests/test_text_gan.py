@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from genlab import noise
 from genlab.decoding.tokens import TokenSampler
-from genlab.models.base import Plan
 from genlab.models.schedule import Schedule
 from genlab.models.text_gan import TextGAN
+from genlab.models.trained import Plan
 from genlab.networks.lstm import TextCritic, TokenLSTM
 from genlab.objectives.adversarial import NonSaturating
 
@@ -208,8 +208,8 @@ def test_generation_goes_on_from_a_prompt_with_the_models_distribution() -> None
     sampler = TokenSampler(max_new_tokens=T)
     prompt = torch.tensor([[0, 1]]).expand(n, -1)
     with torch.no_grad():
-        tokens = model.generate(torch.arange(n), {"prompt_ids": prompt}, sampler)
-        again = model.generate(torch.arange(7, 12), {"prompt_ids": prompt[:5]}, sampler)
+        tokens = model.generate(torch.arange(n), {"prompt": prompt}, sampler)
+        again = model.generate(torch.arange(7, 12), {"prompt": prompt[:5]}, sampler)
     assert tokens.shape == (n, 2 + T)
     assert torch.equal(tokens[:, :2], prompt)
     assert torch.equal(again, tokens[7:12])

@@ -8,7 +8,6 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,12 +30,14 @@ from genlab.evaluation.code import code_validity, parses, valid_lines
 from genlab.evaluation.coherence import SentenceEncoder, coherence, neighbouring, not_english, sentences_of
 from genlab.evaluation.copying import Copied, copying, tokens_of
 from genlab.evaluation.harm import TextClassifier, count_listed, read_words
-from genlab.evaluation.judged import Judged, texts_from, texts_of
+from genlab.evaluation.judged import Judged, generated_by, texts_from
 from genlab.evaluation.measures import ready
 from genlab.evaluation.tables import SHOWN, table_columns, write_table
 from genlab.evaluation.texts import text_record
 from genlab.evaluation.windows import SlidingWindows
 from genlab.files import cache_root
+from genlab.modality import Text
+from genlab.models.language import LanguageModel
 from genlab.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ needs_minilm = pytest.mark.skipif(not MINILM.is_file(), reason="no minilm in the
 class Table(nn.Module):
     """Gives token i the log-probability logs[i], whatever stands before it."""
 
-    modality, conditions, chunk_size, samples_seen, context = "text", (), 4, 0, 64
+    modality, conditions, chunk_size, samples_seen, context = Text(), (), 4, 0, 64
     device = CPU
 
     def __init__(self, logs: Tensor) -> None:
@@ -498,7 +499,7 @@ def chosen(documents: list[str], n: int) -> list[str]:
 def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path) -> None:
     protocol = Protocol(metrics=["code_validity"], n=2, prompt=1)
     texts, prompts = [" = 1\n", " = 1\n"], ["x", "1"]
-    given = Judged(2, 1, 2, lambda a, b: Samples("text", texts[a:b]), {}, None, [[" = 2\n"], [" = 3\n"]], prompts)
+    given = Judged(2, 1, 2, lambda a, b: Samples(Text(), texts[a:b]), {}, None, [[" = 2\n"], [" = 3\n"]], prompts)
     record = text_record(given, protocol, False)
     assert record["values"] == {"code_valid_2_test.proxy": 0.5, "code_valid_prefix_2_test.proxy": 0.5}
     assert record["floor"]["values"]["code_valid_2_test.proxy"] == 0.5
@@ -510,7 +511,7 @@ def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path)
 
     protocol = Protocol(metrics=["code_validity"], n=3, reference_split="val")
     texts = ["a = 1", "b = 2", "("]
-    given = Judged(3, 1, 3, lambda a, b: Samples("text", texts[a:b]), {})
+    given = Judged(3, 1, 3, lambda a, b: Samples(Text(), texts[a:b]), {})
     record = text_record(given, protocol, False, Library())
     assert record["values"]["code_valid_3_val.proxy"] == pytest.approx(2 / 3)
     assert record["floor"]["samples"]["n"] == 3  # "x = 1", "def f", "z": none begins within the function
@@ -529,7 +530,7 @@ def test_verse_keeps_the_form_of_its_reference() -> None:
     texts = [FIVE[1:], SEVEN, FIVE + "花", FIVE]
     references = [[FIVE[1:]], [FIVE], [FIVE], ["other"]]
     for prompts, kept in ((["春", "", "", ""], 1 / 4), (None, None)):
-        given = Judged(4, 1, 4, lambda a, b: Samples("text", texts[a:b]), {}, None, references, prompts)
+        given = Judged(4, 1, 4, lambda a, b: Samples(Text(), texts[a:b]), {}, None, references, prompts)
         record = text_record(given, Protocol(metrics=["verse_form"], n=4, reference_split="val"), False)
         assert record["values"] == {"verse_form_4_val.proxy": kept}
         assert bool(record["missing"]) == (prompts is None)
@@ -547,22 +548,30 @@ def test_poems_go_on_from_their_form(cache: Path) -> None:
     data.setup()
     asked: list[str] = []
 
-    def sample(seeds: Tensor, condition: Any, sampler: Any) -> Samples:
-        asked.extend(data.decoded(row) for row in condition["prompt_ids"])
-        assert sampler.max_new_tokens == 41 - 2
-        return Samples("text", ["made"] * len(seeds))
+    class Poet(LanguageModel):
+        chunk_size, tokenizer, sampler = 2, data.tokenizer, TokenSampler()
 
-    model: Any = SimpleNamespace(
-        conditions=("prompt_ids",), tokenizer=data.tokenizer, chunk_size=2, sampler=TokenSampler(), sample=sample
-    )
-    judged = texts_of(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=2), None, 0)
+        def __init__(self) -> None:
+            pass
+
+        def losses(self, batch: Any) -> Any:
+            raise AssertionError("it is not trained")
+
+        def sample(self, seeds: Tensor, condition: Any = None, sampler: Any = None) -> Samples:
+            heads = self.shown(condition)["prompt"]
+            asked.extend(data.decoded(row) for row in condition["prompt"])
+            assert sampler.max_new_tokens == 41 - 2
+            return Samples(Text(), [head + "made" for head in heads], condition)
+
+    model: Any = Poet()
+    judged = generated_by(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=2), None, 0)
     assert judged.read(0, 4).data == ["made"] * 4
     assert judged.references is not None
     for prompt, (rest,) in zip(asked, judged.references, strict=True):
         assert rest in poems
         assert prompt == f"<|endoftext|><|form={'57'[poems.index(rest) % 2]}|>"
     with pytest.raises(ConfigError, match=r"evaluation\.prompt=39: the shortest item has \d\d tokens; take fewer"):
-        texts_of(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=39), None, 0)
+        generated_by(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=39), None, 0)
 
 
 def test_big_tables_are_capped(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate
 from genlab.evaluation.latents import Panels, slerp
 from genlab.models.autoencoder import Autoencoder
-from genlab.models.base import Plan
 from genlab.models.latent import LatentSampler
 from genlab.models.schedule import Schedule
+from genlab.models.trained import Plan
 from genlab.models.vae import VAE
 from genlab.networks.bottlenecks import FSQ, KL, VectorQuantiser
 from genlab.networks.first_stage import FirstStage, StridedStage

@@ -5,10 +5,12 @@ An exception of any other class is a fault of ours and keeps its traceback (exit
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -130,6 +132,18 @@ def _lost_workers(error: BaseException | None) -> str | None:
             return told[1]
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextlib.contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Around a library that reads a file: whatever it raises (on a broken file nearly anything) becomes a DataError."""
+    try:
+        yield
+    except GenlabError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason}); repair or remove it") from error
 
 
 def free_bytes(path: Path) -> str:

@@ -34,7 +34,6 @@ class Stream(IntEnum):
     LABEL = 6  # labels drawn for sampling; label drop
     FOLD = 7  # fold_in
     POSTERIOR = 8  # (POSTERIOR, k): k-th draw of a latent given x
-    PROMPT = 9  # choice of prompts
     PENALTY = 10  # points at which a critic's gradient is penalised
     BINARISE = 11  # black or white by the grey value; levels of dequantisation
     CODES = 12  # latent codes: those drawn without an encoder, those that restart from data

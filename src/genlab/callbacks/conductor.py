@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from genlab.callbacks.events import Events
 from genlab.models.adversarial import average
-from genlab.models.base import GenerativeModel
 from genlab.models.schedule import crossed
+from genlab.models.trained import TrainedModel
 from genlab.runs.pulse import Pulse
 
 
@@ -35,7 +35,7 @@ class Conductor(pl.Callback):
             self.pulse.mark(f"{where} at {model.samples_seen} samples")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         trainer.val_check_batch = sys.maxsize
         if trainer.world_size > 1:
             norms = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -47,7 +47,7 @@ class Conductor(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self._mark("had a batch to train on", pl_module)
         plan = pl_module._plan
         # Reseeding at every batch makes a resumed run draw what an uninterrupted one would: nothing is to be restored.
@@ -63,7 +63,7 @@ class Conductor(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         if self._statistics:
             average(self._statistics)
         self._mark("had trained on a batch", pl_module)

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 
 
 class EMA(pl.Callback):
@@ -34,12 +34,12 @@ class EMA(pl.Callback):
         self._own: dict[str, Tensor] = {}  # the model's tensors, looked up once: they change in place
         self._seen = 0
 
-    def tracked(self, model: GenerativeModel) -> dict[str, Tensor]:
+    def tracked(self, model: TrainedModel) -> dict[str, Tensor]:
         """The model's own tensors, by name, that are averaged."""
         return {k: v for k, v in model.state_dict().items() if k.startswith(model.sampled_parts())}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         own = self._own = self.tracked(pl_module)  # now, not earlier: the model has reached its device
         if self.average:  # from a checkpoint: to the model's device
             self.average = {k: self.average[k].to(v.device) for k, v in own.items()}
@@ -50,7 +50,7 @@ class EMA(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         if pl_module.updates == self._seen:
             return
         self._seen = pl_module.updates
@@ -63,18 +63,18 @@ class EMA(pl.Callback):
                 self.average[name].copy_(value)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self.swap_in(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self.swap_out(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self.swap_out(pl_module)
 
-    def swap_in(self, model: GenerativeModel) -> None:
+    def swap_in(self, model: TrainedModel) -> None:
         """Puts the average in the place of the weights."""
         if self.raw is None and self.average:
             own = self.tracked(model)
@@ -82,7 +82,7 @@ class EMA(pl.Callback):
             for name, value in own.items():
                 value.copy_(self.average[name])
 
-    def swap_out(self, model: GenerativeModel) -> None:
+    def swap_out(self, model: TrainedModel) -> None:
         """Puts the weights back."""
         if self.raw is not None:
             for name, value in self.tracked(model).items():

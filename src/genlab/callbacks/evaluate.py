@@ -14,7 +14,7 @@ from genlab.callbacks.pictures import show_table
 from genlab.callbacks.recorder import Recorder
 from genlab.errors import Stopped
 from genlab.evaluation import Protocol, evaluate, sharding, write_record
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 from genlab.runs.directory import RunDirectory
 
 
@@ -53,7 +53,7 @@ class EvaluateWhileTraining(pl.Callback):
         return self.seconds / max(time.perf_counter() - self._began, 1e-9)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self.validations += 1
         if self.protocol is None or self.final is None or not self.every or self.validations % self.every:
             return

@@ -12,7 +12,7 @@ import torch
 from genlab.callbacks.events import Events
 from genlab.errors import NumericError
 from genlab.files import replacing
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 from genlab.runs.directory import RunDirectory
 
 SHOWN = 8  # ids in a message
@@ -38,7 +38,7 @@ class FiniteGuard(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         if not self.batches:
             self._before = pl_module.skipped
         self.batches.append(batch)
@@ -46,7 +46,7 @@ class FiniteGuard(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         if not self.events.step:
             return
         batches, self.batches = self.batches, []

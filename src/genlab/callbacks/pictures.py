@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from genlab.callbacks.media import media_of
 from genlab.evaluation import generate
 from genlab.evaluation.latents import Panels
-from genlab.evaluation.pictures import save_grid
 from genlab.evaluation.tables import table_columns
+from genlab.modality import Media
 from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 from genlab.samples import Samples
 
 
@@ -32,18 +34,14 @@ class SampleGrid(pl.Callback):
         self.folder, self.count, self.columns, self.sampler = folder, count, columns, sampler
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
-        if not self.count:
+        if not self.count or not isinstance(pl_module, GenerativeModel):
             return
         samples = generate(pl_module, torch.arange(self.count), sampler=self.sampler)
         if not trainer.is_global_zero:
             return
-        path = save_samples(self.folder / f"{pl_module.samples_seen:09d}", samples, self.columns)
-        for logger in trainer.loggers:
-            try:
-                show(logger, samples, path, pl_module.samples_seen)
-            except Exception as error:  # a view must not cost the run: the picture is in the file
-                warnings.warn(f"{type(logger).__name__} could not show {path}: {error}")
+        seen, modality, columns = pl_module.samples_seen, samples.modality, pl_module.shown(samples.condition)
+        path = save_samples(self.folder / f"{seen:09d}", samples, columns, self.columns)
+        show(trainer.loggers, path, lambda media: modality.log(media, samples.data, path, seen, columns))
 
 
 class Reconstructions(pl.Callback):
@@ -62,57 +60,56 @@ class Reconstructions(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.count or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         seen = pl_module.samples_seen
         path = self.folder / f"reconstructions-{seen:09d}.png"
         if Panels(pl_module, trainer.datamodule).reconstructions(path, self.count):  # type: ignore[attr-defined]
             show_pictures(trainer.loggers, {"reconstructions": path}, seen)
 
 
-def show_pictures(loggers: list[Any], pictures: Mapping[str, Path], seen: int) -> None:
+def save_samples(
+    stem: Path,
+    samples: Samples,
+    known: Mapping[str, Sequence[Any]],
+    columns: int,
+    meta: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes what a person looks at, all samples together; returns the path.
+
+    Args:
+        stem: path without a suffix, which depends on the modality.
+        known: what each sample was asked to be, by the names of conditions: `model.shown(samples.condition)`.
+        columns: of a grid.
+        meta: what made them.
+    """
+    captions = [", ".join(f"{name} {values[i]}" for name, values in known.items()) for i in range(len(samples))]
+    seeds = {} if samples.seeds is None else {"seeds": samples.seeds.tolist()}
+    facts = {**samples.meta, **seeds, **known, **(meta or {})}
+    return samples.modality.show(stem, samples.data, columns, facts, captions if known else ())
+
+
+def show(loggers: Iterable[Any], what: Path, hand_over: Callable[[Media], None]) -> None:
+    """Calls `hand_over` with each logger that shows media. What goes wrong there must not cost the run.
+
+    Args:
+        what: the file that has it in any case, for the warning.
+    """
+    for logger in loggers:
+        try:
+            if (media := media_of(logger)) is not None:
+                hand_over(media)
+        except Exception as error:
+            warnings.warn(f"{type(logger).__name__} could not show {what}: {error}")
+
+
+def show_pictures(loggers: Iterable[Any], pictures: Mapping[str, Path], seen: int) -> None:
     """Hands pictures to the loggers that can show them."""
-    for logger in loggers:
-        if hasattr(logger, "log_image"):
-            for name, path in pictures.items():
-                try:
-                    logger.log_image(name, [str(path)], step=seen)
-                except Exception as error:  # a view must not cost the run: the picture is in the file
-                    warnings.warn(f"{type(logger).__name__} could not show {path}: {error}")
+    for name, path in pictures.items():
+        show(loggers, path, lambda media, name=name, path=path: media.image(name, path, seen))  # type: ignore[misc]
 
 
-def show(logger: Any, samples: Samples, path: Path, seen: int) -> None:
-    """Hands samples to a logger that can show them: the picture in `path`, or a table of texts."""
-    if samples.modality == "image" and hasattr(logger, "log_image"):
-        logger.log_image("grid", [str(path)], step=seen)
-    elif samples.modality == "text" and hasattr(logger, "log_text"):
-        labels = {} if samples.labels is None else {"label": samples.labels.tolist()}
-        columns = {"samples": [seen] * len(samples), **labels, "text": samples.data}
-        rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        logger.log_text("texts", columns=list(columns), data=rows, step=seen)
-
-
-def show_table(loggers: list[Any], name: str, record: Mapping[str, Any], table: Path, seen: int) -> None:
+def show_table(loggers: Iterable[Any], name: str, record: Mapping[str, Any], table: Path, seen: int) -> None:
     """Hands the table of an evaluation of texts, if the record has one, to the loggers that can show it."""
-    if "table" not in record:
-        return
-    columns, rows = table_columns(table)
-    for logger in loggers:
-        if hasattr(logger, "log_text"):
-            try:
-                logger.log_text(name, columns=columns, data=rows, step=seen)
-            except Exception as error:  # a view must not cost the run: the table is in the file
-                warnings.warn(f"{type(logger).__name__} could not show {table}: {error}")
-
-
-def save_samples(stem: Path, samples: Samples, columns: int, meta: dict[str, Any] | None = None) -> Path:
-    """A grid as STEM.png, or texts as STEM.txt with a rule between them; returns the path."""
-    if samples.modality == "image":
-        path = stem.with_name(stem.name + ".png")
-        save_grid(path, samples, columns, meta or {})
-    elif samples.modality == "text":
-        path = stem.with_name(stem.name + ".txt")
-        rule = "\n" + "-" * 80 + "\n"
-        path.write_text(rule.join(str(text) for text in samples.data) + "\n", encoding="utf-8")
-    else:
-        raise NotImplementedError(f"no picture for {samples.modality}")
-    return path
+    if "table" in record:
+        columns, rows = table_columns(table)
+        show(loggers, table, lambda media: media.table(name, columns, rows, seen))

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from genlab.callbacks.recorder import Recorder
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 
 
 class SampleProgress(ProgressBar):
@@ -30,7 +30,7 @@ class SampleProgress(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=pl_module.max_samples,
@@ -48,7 +48,7 @@ class SampleProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         if self._bar is None:
             return
         shown = {k: v for k, v in self.recorder.latest.items() if k in ("train/loss", "val/loss")}

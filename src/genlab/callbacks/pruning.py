@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 from genlab.callbacks.recorder import Recorder
 from genlab.errors import GenlabError
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 from genlab.runs.metrics import read_rows
 
 TRIAL = (
@@ -70,7 +70,7 @@ class Pruning(pl.Callback):
                 self.told = row["samples"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         behind = False
         if trainer.is_global_zero:
             self._report()

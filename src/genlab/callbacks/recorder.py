@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genlab.callbacks.events import Events
 from genlab.errors import NumericError
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 from genlab.runs.directory import RunDirectory
 from genlab.runs.metrics import MetricsFile, read_rows
 
@@ -41,13 +41,13 @@ class Recorder(pl.Callback):
     # ---- training
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self._clock, self._skipped = (time.perf_counter(), pl_module.samples_seen), pl_module.skipped
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self._step += _losses(outputs).items()
         if self.events.step:
             if pl_module.skipped == self._skipped:  # what is left out of training is left out of its losses
@@ -64,7 +64,7 @@ class Recorder(pl.Callback):
         self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
         self.counts[name] = self.counts.get(name, 0) + 1
 
-    def _log_row(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
+    def _log_row(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         names = sorted(self.sums)
         means: list[float] = []
         if names:  # none where every step since the last row was left out
@@ -106,7 +106,7 @@ class Recorder(pl.Callback):
         self.val_items += items
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         names = sorted(self.val_sums)
         # Sums over items, so that ranks with unequal shares count right.
         sums = torch.stack([*(self.val_sums[n] for n in names), torch.tensor(self.val_items, device=pl_module.device)])

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from genlab.callbacks.events import Events
 from genlab.callbacks.recorder import Recorder
 from genlab.errors import Interrupted, NumericError, Preempted, Stopped
-from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
 from genlab.runs.checkpoint import keep_as, stored_sha256
 from genlab.runs.directory import RunDirectory
 
@@ -75,7 +75,7 @@ class Saver(Checkpoint):
         kind = Interrupted if self.signal == signal.SIGINT else Preempted
         return kind(f"saved at {self.model.samples_seen:,} samples; the same command goes on from there.")
 
-    def _leave_if_asked(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
+    def _leave_if_asked(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         asked = self.signal is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
@@ -107,7 +107,7 @@ class Saver(Checkpoint):
     # ---- when to save
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self.model = pl_module
         self.install()  # Lightning has put its own in the place of ours; they hang in a collective under DDP
         if self.saved_at < 0:  # a new run; not asked of the disk, where another rank may just have written
@@ -115,7 +115,7 @@ class Saver(Checkpoint):
         if self.events.pending:
             self._validate_first(trainer, pl_module)
 
-    def _validate_first(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
+    def _validate_first(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         """The validation that the session before was not allowed to end, as Lightning's training loop calls it."""
         self.events.pending = False
         self.events.step = self.events.evaluate = self.events.save = True
@@ -127,7 +127,7 @@ class Saver(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         if self.events.step and not self.events.evaluate:
             if self.events.save:
                 self.save(trainer, pl_module)
@@ -139,7 +139,7 @@ class Saver(Checkpoint):
             raise self.stopped()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GenerativeModel)
+        assert isinstance(pl_module, TrainedModel)
         self.validating = False
         value = self.recorder.latest.get(self.monitor) if self.monitor else None
         better = value is not None and (
@@ -153,7 +153,7 @@ class Saver(Checkpoint):
                 keep_as(self.run.last, "best.ckpt")
         self._leave_if_asked(trainer, pl_module)
 
-    def save(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
+    def save(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         """Writes last.ckpt; the one before becomes previous.ckpt.
 
         Raises:
@@ -165,7 +165,7 @@ class Saver(Checkpoint):
         self._check_finite(model)
         self._write(trainer.save_checkpoint)
 
-    def _check_finite(self, model: GenerativeModel) -> None:
+    def _check_finite(self, model: TrainedModel) -> None:
         states = [state.items() for o in model.all_optimizers() for state in o.state.values()]
         kept = [*model.state_dict().items(), *((f"the optimizer's {name}", value) for s in states for name, value in s)]
         for name, value in kept:

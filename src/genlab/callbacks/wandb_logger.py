@@ -172,8 +172,17 @@ class RunWandbLogger(WandbLogger):
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         """Images (paths, arrays or PIL images) under `key`, against `step` in samples."""
-        texts = kwargs.get("caption") or [None] * len(images)
-        self._log_media(key, step, lambda: [wandb.Image(i, caption=t) for i, t in zip(images, texts, strict=True)])
+        self._log_media(key, step, lambda: [wandb.Image(v, **_each(kwargs, i)) for i, v in enumerate(images)])
+
+    @rank_zero_only
+    def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Sounds (arrays [T, C] or paths) under `key`, against `step` in samples."""
+        self._log_media(key, step, lambda: [wandb.Audio(a, **_each(kwargs, i)) for i, a in enumerate(audios)])
+
+    @rank_zero_only
+    def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Moving pictures (paths) under `key`, against `step` in samples."""
+        self._log_media(key, step, lambda: [wandb.Video(v, **_each(kwargs, i)) for i, v in enumerate(videos)])
 
     @rank_zero_only
     def log_table(
@@ -200,6 +209,11 @@ class RunWandbLogger(WandbLogger):
         experiment.log({**row, key: make()})
         if samples is not None:
             self.mark = self.mark.after(row)
+
+
+def _each(options: dict[str, list[Any]], i: int) -> dict[str, Any]:
+    """The i-th item's options."""
+    return {name: values[i] for name, values in options.items()}
 
 
 def _settings() -> Any:

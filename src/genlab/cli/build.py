@@ -20,6 +20,8 @@ from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError
 from genlab.files import read_json
 from genlab.models.base import GenerativeModel
+from genlab.models.trained import TrainedModel
+from genlab.networks.frozen import frozen_parts
 from genlab.runs.checkpoint import load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory
 from genlab.runs.export import WEIGHTS, is_export, is_pretrained, read_export, read_facts
@@ -36,11 +38,12 @@ def load_config(run: RunDirectory) -> DictConfig:
     return OmegaConf.create(read_facts(run.path)["config"]) if is_export(run.path) else load_yaml(run.config)
 
 
-def build_model(config: DictConfig) -> GenerativeModel:
+def build_model(config: DictConfig) -> TrainedModel:
     """The model of a configuration, with its sampler; its initial weights are a function of `seed`."""
     seed_all(int(config.seed), 0, 0)
-    model: GenerativeModel = instantiate(config.model, GenerativeModel)
-    model.sampler = instantiate(config.get("sampler"))
+    model: TrainedModel = instantiate(config.model, TrainedModel)
+    if isinstance(model, GenerativeModel):
+        model.sampler = instantiate(config.get("sampler"))
     return model
 
 
@@ -49,7 +52,7 @@ def build_data(config: DictConfig) -> DataModule:
     return instantiate(config.data, DataModule)
 
 
-def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], weights: str, where: Path) -> None:
+def load_weights(model: TrainedModel, checkpoint: dict[str, Any], weights: str, where: Path) -> None:
     """Puts a checkpoint's weights into a model.
 
     Args:
@@ -57,7 +60,7 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], weights: st
 
     Raises:
         ConfigError: no EMA in the checkpoint; unknown choice; another architecture: the first names and shapes that
-            differ are named.
+            differ are named; a frozen part with other weights than it was trained with.
         CheckpointError: it is no checkpoint of GenLab.
     """
     if weights not in ("ema", "raw"):
@@ -71,11 +74,12 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], weights: st
             raise ConfigError(f"weights=ema: {where} has none; take weights=raw")
         state.update(_ema(checkpoint, where))
     _compare(state, model.state_dict(), where)
+    check_frozen(model, checkpoint, where)
     model.load_state_dict(state)
     model.samples_seen, model.updates = counters(checkpoint, where)
 
 
-def check_resumable(model: GenerativeModel, checkpoint: dict[str, Any], where: Path) -> None:
+def check_resumable(model: TrainedModel, checkpoint: dict[str, Any], where: Path) -> None:
     """Before training goes on from a checkpoint: is it of this architecture, and with the average that is kept?
 
     Raises:
@@ -83,6 +87,7 @@ def check_resumable(model: GenerativeModel, checkpoint: dict[str, Any], where: P
     """
     own = model.state_dict()
     _compare(_tensors(checkpoint.get("state_dict"), where), own, where)
+    check_frozen(model, checkpoint, where)
     counters(checkpoint, where)
     if not checkpoint.get("ema"):
         raise ConfigError(f"{where} has no EMA, which this run keeps: start anew with init_from=RUN weights=raw")
@@ -91,6 +96,21 @@ def check_resumable(model: GenerativeModel, checkpoint: dict[str, Any], where: P
     for key in ("optimizer_states", "recorder", "metrics_offset", "global_step"):
         if key not in checkpoint:
             raise CheckpointError(f"checkpoint {where} lacks {key}: it was not written by a run of GenLab")
+
+
+def check_frozen(model: TrainedModel, checkpoint: dict[str, Any], where: Path) -> None:
+    """Whether a model's frozen parts are those that a checkpoint was trained with.
+
+    Raises:
+        ConfigError: one has other weights; with both hashes.
+    """
+    before = checkpoint.get("frozen") or {}
+    for name, part in frozen_parts(model).items():
+        if before.get(name, part.sha256) != part.sha256:
+            raise ConfigError(
+                f"{name}: the weights of {part.source} have sha256 {part.sha256[:12]}, {where} was trained with "
+                f"{before[name][:12]}: put them back, or train anew with resume=never"
+            )
 
 
 def check_data(run: RunDirectory, manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ from genlab.cli.redact import redact
 from genlab.data.vocabulary import END
 from genlab.errors import ConfigError, expected
 from genlab.files import read_json
+from genlab.networks.frozen import frozen_parts
 from genlab.runs.environment import code_version, library_versions
 from genlab.runs.export import FORMAT, TOKENIZER, write_export
 from genlab.runs.transformers_folder import generation_of, write_transformers
@@ -91,6 +92,8 @@ def export(
         "versions": library_versions(),
         "code": code_version(),
     }
+    if parts := frozen_parts(loaded.model):
+        facts["frozen"] = {name: part.sha256 for name, part in parts.items()}
     tokenizer = source.path / TOKENIZER
     if format == "transformers":
         for_transformers(Path(out), loaded, redact(facts))
@@ -110,7 +113,7 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
     from transformers import PreTrainedModel
 
     network, path = getattr(loaded.model, "network", None), loaded.directory.path
-    if not (isinstance(network, PreTrainedModel) and network.can_generate() and loaded.model.modality == "text"):
+    if not (isinstance(network, PreTrainedModel) and network.can_generate()):
         kind = type(network if network is not None else loaded.model).__name__
         raise ConfigError(f"format=transformers: {kind} is no causal language model of transformers; leave it out.")
     if not (path / TOKENIZER).is_file():
@@ -131,7 +134,8 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
         "data": {"name": name, **provenance(name), "manifest": read_json(path / "data.json")},
     }
     end = END if END in loaded.model.tokenizer.get_vocab() else None
-    sampler = loaded.model.sampler.record() if loaded.model.sampler is not None else {}
+    used = getattr(loaded.model, "sampler", None)
+    sampler = used.record() if used is not None else {}
     write_transformers(
         folder, network, path / TOKENIZER, generation_of(sampler, context), end, context, facts,
         model_card(str(loaded.config.name), facts),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from genlab.cli.build import build_data, build_model, choose_device, load_config, load_weights, read_checkpoint
 from genlab.cli.pretrained import check_unchanged, read_tokenizer
 from genlab.cli.targets import instantiate
+from genlab.conditions import condition_rows
 from genlab.data.module import DataModule
-from genlab.data.vocabulary import encode
-from genlab.decoding.reading import padded
-from genlab.errors import ConfigError, DataError, GenlabError
-from genlab.models.base import Condition, GenerativeModel
+from genlab.errors import ConfigError, GenlabError
+from genlab.models.base import GenerativeModel, Rows
+from genlab.models.trained import TrainedModel
 from genlab.runs.directory import RunDirectory, find_run
 from genlab.samples import Samples
 
@@ -37,7 +37,7 @@ class LoadedRun:
 
     directory: RunDirectory
     config: DictConfig
-    model: GenerativeModel
+    model: TrainedModel
     weights: str
     checkpoint: Path
 
@@ -46,46 +46,28 @@ class LoadedRun:
 
         Args:
             sampler: an object of conf/sampler's classes; None for the run's own.
-            condition: label=3 (one class for all, or a tensor of n), prompt="text" (or a list of n).
-        """
-        return self.model.sample(torch.arange(seed, seed + n), self.condition(n, condition), sampler)
-
-    def condition(self, n: int, wanted: dict[str, Any]) -> Condition:
-        """Conditions as a user writes them -> tensors of n rows.
+            condition: by name, one value for all or a list that is gone round: label=3, prompt=["a", "b"].
 
         Raises:
-            ConfigError: an unknown condition, a label out of range, a prompt with unknown characters.
+            ConfigError: a condition that the model does not know or a value that cannot be; a model that does not
+                generate.
         """
-        made: dict[str, Tensor] = {}
-        for key, value in wanted.items():
-            if value is None:
-                continue
-            name = "prompt_ids" if key == "prompt" else key
-            if name not in self.model.conditions:
-                known = ", ".join(k.removesuffix("_ids") for k in self.model.conditions) or "none"
-                raise ConfigError(f"condition.{key}: this model knows no such condition (it knows: {known}).")
-            if key == "prompt":
-                texts = value if isinstance(value, list) else [str(value)]
-                rows = padded([self._encode(text) for text in texts])
-                rows = rows.expand(n, -1) if len(rows) == 1 else rows
-                if len(rows) != n:
-                    raise ConfigError(f"condition.prompt: {len(rows)} prompts for {n} items.")
-            else:
-                rows = torch.as_tensor(value, dtype=torch.int64).expand(n)
-                if key == "label" and not ((rows >= 0) & (rows < self.model.num_classes)).all():
-                    raise ConfigError(f"condition.label={value}: expected 0 to {self.model.num_classes - 1}.")
-            made[name] = rows
-        return made
+        return self.generative.sample(torch.arange(seed, seed + n), self.condition(n, condition), sampler)
 
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of a prompt."""
-        try:
-            ids = encode(self.model.tokenizer, text)
-        except DataError as error:
-            raise ConfigError(f"condition.prompt: {error}") from None
-        if not ids:
-            raise ConfigError("condition.prompt is empty.")
-        return ids
+    def condition(self, n: int, wanted: Mapping[str, Any]) -> Rows:
+        """Conditions as a user writes them -> tensors of n rows: see genlab.conditions.condition_rows."""
+        return condition_rows(self.generative, wanted, n)
+
+    @property
+    def generative(self) -> GenerativeModel:
+        """The model.
+
+        Raises:
+            ConfigError: it does not generate.
+        """
+        if not isinstance(self.model, GenerativeModel):
+            raise ConfigError(f"{self.directory.path}: {type(self.model).__name__} is trained but does not generate.")
+        return self.model
 
     def data(self) -> DataModule:
         """The run's data, ready to read.

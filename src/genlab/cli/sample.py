@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,98 +15,69 @@ from genlab.callbacks.pictures import save_samples
 from genlab.cli.build import set_threads
 from genlab.cli.load import LoadedRun, choose_sampler, load_run
 from genlab.cli.ranks import place
-from genlab.data.vocabulary import encode
+from genlab.conditions import read_conditions
 from genlab.decoding.stream import Streamed
-from genlab.errors import ConfigError, DataError
+from genlab.errors import ConfigError
 from genlab.evaluation import generate
-from genlab.evaluation.pictures import save_png
+from genlab.models.base import GenerativeModel
 
 
 def sample(config: DictConfig) -> Path:
-    """Writes a grid (or one text file) and single files; returns their folder."""
+    """Writes all items together (a grid, a page of texts, ...) and one by one; returns their folder."""
     here = place()
     set_threads(config.threads, here.local_world)
     if config.n < 1:
         raise ConfigError(f"n={config.n}: expected at least 1.")
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
-    sampler = choose_sampler(loaded, config.get("sampler"))
-    condition = wanted_condition(config)
-    if config.prompts is not None:
-        check_prompts(loaded, Path(config.prompts))
+    model, sampler = loaded.generative, choose_sampler(loaded, config.get("sampler"))
+    wanted = wanted_conditions(config, model)
     seeds = torch.arange(config.seed, config.seed + config.n)
-    used = sampler or loaded.model.sampler
+    used = sampler or model.sampler
     streamed = _streamed(loaded, used, config.n, here.world) if config.stream else None
-    samples = generate(loaded.model, seeds, loaded.condition(config.n, condition), streamed or sampler)
+    samples = generate(model, seeds, loaded.condition(config.n, wanted), streamed or sampler)
     meta = {
         "model": str(loaded.config.name),
         "run": loaded.directory.path.name,
-        "checkpoint": f"{loaded.checkpoint.name} at {loaded.model.samples_seen} samples, {loaded.weights} weights",
+        "checkpoint": f"{loaded.checkpoint.name} at {model.samples_seen} samples, {loaded.weights} weights",
         "sampler": f"{type(used).__name__} {used}",
     }
-    name = "-".join(["seed", str(config.seed), *(f"{k}-{v}" for k, v in condition.items() if k != "prompt")])
+    name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items())])
     out = Path(config.out) if config.out else loaded.directory.path / "samples" / name
     if here.rank:
         return out
     out.mkdir(parents=True, exist_ok=True)
-    grid = save_samples(out / "grid", samples, config.columns, meta | {"seed": f"{config.seed} + index"})
-    if samples.modality == "image":
-        for i, image in enumerate(samples.data):
-            own = {"seed": config.seed + i}
-            if samples.labels is not None:
-                own["label"] = int(samples.labels[i])
-            save_png(out / f"{config.seed + i:06d}.png", image, meta | own)
-    elif streamed is None:
-        print(grid.read_text(encoding="utf-8"))
-    print(f"{len(samples)} samples in {out}; see {grid}")
+    known = model.shown(samples.condition)
+    shown = save_samples(out / "grid", samples, known, config.columns, meta)
+    for i in range(len(samples)):
+        own = {"seed": config.seed + i, **{name: values[i] for name, values in known.items()}}
+        samples.modality.save(out / f"{config.seed + i:06d}", samples.data[i], meta | own)
+    if streamed is None and (text := samples.modality.text(samples.data)) is not None:
+        print(text)
+    print(f"{len(samples)} samples in {out}; see {shown}")
     return out
 
 
-def wanted_condition(config: DictConfig) -> dict[str, Any]:
-    """`condition`, with the prompt of `prompt=` or the prompts of the file `prompts=`, one an item.
+def wanted_conditions(config: DictConfig, model: GenerativeModel) -> dict[str, Any]:
+    """What `condition.NAME=` and the file `conditions=` say, by name; item i takes line i of the file, which is gone
+    round.
 
     Raises:
-        ConfigError: prompts are given twice; no such file, or it is empty or not UTF-8.
+        ConfigError: one is said twice; a file that cannot be read or holds a value that cannot be.
     """
-    condition: Any = OmegaConf.to_container(config.condition, resolve=True)
-    given = {"condition.prompt": condition.get("prompt"), "prompt": config.prompt, "prompts": config.prompts}
-    named = [key for key, value in given.items() if value is not None]
-    if len(named) > 1:
-        raise ConfigError(f"{' and '.join(named)}: give one of them")
-    if config.prompt is not None:
-        condition["prompt"] = str(config.prompt)
-    if config.prompts is not None:
-        lines = list(_prompts(Path(config.prompts)).values())
-        condition["prompt"] = [lines[i % len(lines)] for i in range(config.n)]
-    return condition
+    container: Any = OmegaConf.to_container(config.condition, resolve=True)
+    wanted = {name: value for name, value in container.items() if value is not None}
+    if config.conditions is not None:
+        for name, values in read_conditions(Path(config.conditions), model).items():
+            if name in wanted:
+                raise ConfigError(f"condition.{name} and conditions={config.conditions}: give one of them")
+            wanted[name] = [values[i % len(values)] for i in range(config.n)]
+    return wanted
 
 
-def _prompts(path: Path) -> dict[int, str]:
-    """Number and text of each line that is not empty."""
-    try:
-        data = path.expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigError(f"prompts={path}: cannot be read ({error.strerror})") from None
-    try:
-        lines = data.decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}:{data[: error.start].count(10) + 1}: not UTF-8; convert the file") from None
-    found = {number: line for number, line in enumerate(lines, 1) if line}
-    if not found:
-        raise ConfigError(f"prompts={path}: holds no prompt")
-    return found
-
-
-def check_prompts(loaded: LoadedRun, path: Path) -> None:
-    """Whether the vocabulary has all of a file's prompts.
-
-    Raises:
-        ConfigError: a character that it lacks, with the file and the line.
-    """
-    for number, line in _prompts(path).items() if "prompt_ids" in loaded.model.conditions else ():
-        try:
-            encode(loaded.model.tokenizer, line)
-        except DataError as error:
-            raise ConfigError(f"{path}:{number}: {error}") from None
+def _short(value: Any) -> str:
+    """A value as part of a folder's name: itself where it is a short word, else eight digits of its hash."""
+    text = str(value)
+    return text if re.fullmatch(r"[\w.]{1,16}", text) else hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _streamed(loaded: LoadedRun, sampler: Any, n: int, ranks: int) -> Streamed:

@@ -101,9 +101,8 @@ class Sample(FromRun):
     weights: Weights = "ema"
     checkpoint: Checkpoint = "last"
     n: Positive
-    condition: dict[str, int | float | str | None] = {}
-    prompt: int | float | str | None = None
-    prompts: str | None = None
+    condition: dict[str, int | float | str | list[int | float | str] | None] = {}
+    conditions: str | None = None
     stream: bool = False
     out: str | None = None
     columns: Positive = 8
@@ -124,7 +123,7 @@ ENTRIES: dict[str, type[Strict]] = {"train": Train, "sample": Sample, "evaluate"
 
 # Key (`*`: any name, `[]`: any place in a list) -> full name of the class that the target there must derive from.
 BASES: dict[str, str] = {
-    "model": "genlab.models.base.GenerativeModel",
+    "model": "genlab.models.trained.TrainedModel",
     "data": "genlab.data.module.DataModule",
     "optimizer": "torch.optim.optimizer.Optimizer",
     "schedule": "genlab.models.schedule.Schedule",

@@ -50,8 +50,9 @@ from genlab.evaluation import evaluate, generate, sharding, write_record
 from genlab.evaluation.latents import Panels
 from genlab.evaluation.pictures import curves
 from genlab.files import folder_or_cached, write_json
-from genlab.models.base import GenerativeModel, Plan
+from genlab.models.base import GenerativeModel
 from genlab.models.schedule import Schedule
+from genlab.models.trained import Plan, TrainedModel
 from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
 from genlab.runs.directory import RunDirectory, find_run
 from genlab.runs.pulse import Pulse
@@ -150,7 +151,7 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def make_trainer(
-    config: DictConfig, run: RunDirectory, model: GenerativeModel, here: Place, pulse: Pulse | None
+    config: DictConfig, run: RunDirectory, model: TrainedModel, here: Place, pulse: Pulse | None
 ) -> tuple[pl.Trainer, EMA, Recorder]:
     """Lightning's Trainer with GenLab's callbacks, in the order that they need (each says why in its docstring)."""
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
@@ -208,7 +209,7 @@ def make_trainer(
 def finish(
     run: RunDirectory,
     config: DictConfig,
-    model: GenerativeModel,
+    model: TrainedModel,
     data: DataModule,
     ema: EMA,
     recorder: Recorder,
@@ -226,11 +227,13 @@ def finish(
     model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     ema.swap_in(model)
     recorder.read_back()
-    if config.callbacks.final.count:
-        samples = generate(model, torch.arange(config.callbacks.final.count))
+    final = config.callbacks.final
+    if final.count and isinstance(model, GenerativeModel):
+        samples = generate(model, torch.arange(final.count))
         meta = {"run": run.path.name, "samples": str(model.samples_seen)}
         if trainer.is_global_zero:
-            save_samples(run.path / "samples" / "final", samples, config.callbacks.final.columns, meta)
+            known = model.shown(samples.condition)
+            save_samples(run.path / "samples" / "final", samples, known, final.columns, meta)
     if trainer.is_global_zero and (config.callbacks.get("latents") or {}).get("final", True):
         show_pictures(trainer.loggers, Panels(model, data).save(run.path / "samples"), model.samples_seen)
     lines: list[str] = []

@@ -17,8 +17,8 @@ from genlab.data.order import permutation
 from genlab.data.readers import read_cifar, read_idx, read_npz
 from genlab.data.sources import Batch, DatasetSource, ImageArrays, Source, check_label, keyed
 from genlab.errors import ConfigError, DataError
+from genlab.modality import to_float
 from genlab.noise import Stream, bits
-from genlab.samples import to_float
 
 
 class ImageOptions(Common, total=False):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from genlab.errors import ConfigError
 
+SUBSET_SEED = 2020  # of the permutation whose first items are "n of a split"
+
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of range(n), int64 [n], as a function of (seed, epoch).
@@ -25,6 +27,14 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+
+
+def subset(size: int, n: int | None) -> np.ndarray:
+    """Ids of `n` of `size` items, int64, ascending: a fixed random choice, so that sorted data sets are well mixed."""
+    if n is None or n >= size:
+        return np.arange(size)
+    order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(size)
+    return np.sort(order[:n])
 
 
 class Order:

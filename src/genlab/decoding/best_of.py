@@ -13,8 +13,29 @@ from torch import Tensor
 from genlab import noise
 from genlab.decoding.reading import ENDED, Decoded, Reader
 from genlab.decoding.tokens import Show, TokenSampler
+from genlab.judges import Judge
+from genlab.modality import Text
+from genlab.samples import Samples
 
 Score = Callable[[Decoded, Reader], Tensor]
+
+
+@dataclass(frozen=True)
+class JudgeScore:
+    """The score of a judge of texts; a continuation is judged with its prompt.
+
+    Args:
+        judge: genlab.judges.Judge.
+    """
+
+    judge: Judge
+
+    def __call__(self, decoded: Decoded, reader: Reader) -> Tensor:
+        texts: list[str] = reader.to_data(decoded.tokens)  # type: ignore[attr-defined]
+        return self.judge(Samples(Text(), texts)).to(decoded.log_p.device)
+
+    def __repr__(self) -> str:
+        return f"JudgeScore({self.judge.name})"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from genlab.errors import ConfigError
 from genlab.evaluation import likelihood
 from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
-from genlab.evaluation.judged import Judged, images_of, reconstructions_of, texts_of
+from genlab.evaluation.judged import Judged, generated_by, reconstructions_of
 from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import FORMAT, identity, machine, versions
@@ -84,9 +84,9 @@ def evaluate(
     Raises:
         ConfigError: the protocol does not fit the model or the data.
     """
-    if protocol.modality not in (model.modality, "none"):
+    if protocol.modality not in (model.modality.name, "none"):
         raise ConfigError(
-            f"evaluation={protocol.name} judges {protocol.modality}, the model makes {model.modality}: "
+            f"evaluation={protocol.name} judges {protocol.modality}, the model makes {model.modality.name}: "
             f"choose another protocol"
         )
     began, device = time.perf_counter(), torch.device(model.device)
@@ -102,11 +102,11 @@ def evaluate(
             def made(wanted: Protocol) -> Judged:
                 if wanted.judged == "reconstructions":
                     return reconstructions_of(model, data, wanted)
-                return images_of(model, data, wanted, sampler, seed)
+                return generated_by(model, data, wanted, sampler, seed)
 
             part, protocol = judge_images(made, data, protocol, device, progress, picture, max_minutes, say)
         elif protocol.modality == "text":
-            texts = texts_of(model, data, protocol, sampler, seed)
+            texts = generated_by(model, data, protocol, sampler, seed)
             part = text_record(texts, protocol, progress, data, device, table)
     finally:
         model.train(was_training)

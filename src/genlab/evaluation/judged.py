@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.conditions import UNCONDITIONED
 from genlab.data.folder import Decode, ImageFiles, list_images
+from genlab.data.order import subset
 from genlab.data.readers import read_npz
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.protocol import Protocol
-from genlab.evaluation.reference import SUBSET_SEED, subset
 from genlab.files import sha256_of
-from genlab.samples import Samples, to_uint8
+from genlab.modality import Image, Text, to_uint8
+from genlab.samples import Samples
 
 
 @dataclass
@@ -54,24 +55,38 @@ class Judged:
 # ---- made by a model
 
 
-def images_of(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
-    """protocol.n images; item i is made from seed * 2^32 + i (modulo 2^63), so two seeds share no item."""
-    assert protocol.n is not None
-    conditions, distribution = _conditions(model, data, protocol)
-    first, unit = (seed << 32) % 2**63, int(model.chunk_size)
+def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
+    """protocol.n items; item i is made from seed * 2^32 + i (modulo 2^63), so two seeds share no item.
+
+    What the model is told about them, and their references, come from its conditions (`Condition.draw`).
+
+    Raises:
+        ConfigError: no number; a condition that the data or the protocol cannot give.
+    """
+    if protocol.n is None:
+        raise ConfigError("evaluation.n: say how many samples are generated")
+    if protocol.prompt and not any(known.name == "prompt" for known in model.conditions):
+        raise ConfigError(f"evaluation.prompt={protocol.prompt}: {type(model).__name__} takes no prompt; take 0")
+    draws = model.draw(protocol.n, data, protocol)
+    conditions = {name: draw.rows for name, draw in draws.items() if draw.rows is not None}
+    first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
+    for draw in draws.values():
+        used = replace(used, **draw.sampler) if draw.sampler else used
+    references = next((draw.references for draw in draws.values() if draw.references is not None), None)
+    shown = next((draw.shown for draw in draws.values() if draw.shown is not None), None)
 
     def read(start: int, stop: int) -> Samples:
-        condition = {key: value[start:stop] for key, value in conditions.items()}
-        return model.sample(torch.arange(first + start, first + stop), condition or None, sampler)
+        condition = {name: rows[start:stop] for name, rows in conditions.items()}
+        samples = model.sample(torch.arange(first + start, first + stop), condition or None, used)
+        return model.answers(samples)
 
-    facts = {
-        "n": protocol.n,
-        "seeds": {"seed": seed, "first": first, "count": protocol.n},
-        "labels": distribution,
-        **sampling_facts(model, sampler),
-    }
+    facts = {"n": protocol.n, "seeds": {"seed": seed, "first": first, "count": protocol.n}}
+    facts |= {} if draws else UNCONDITIONED
+    for draw in draws.values():
+        facts |= draw.facts
     group = unit * -(-protocol.chunk // unit)
-    return Judged(protocol.n, unit, group, read, facts, conditions.get("label"))
+    facts |= sampling_facts(model, used)
+    return Judged(protocol.n, unit, group, read, facts, conditions.get("label"), references, shown)
 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
@@ -86,7 +101,7 @@ def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
         raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
         batch = data.finish({key: value.to(device) for key, value in raw.items()}, "test")
         with torch.no_grad():
-            return Samples("image", to_uint8(model.reconstruct(batch)[1]).cpu())
+            return Samples(Image(), to_uint8(model.reconstruct(batch)[1]).cpu())
 
     facts = {
         "n": len(ids),
@@ -105,29 +120,6 @@ def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
         "guidance_scale": getattr(used, "guidance_scale", None),
         "chunk_size": int(model.chunk_size),
     }
-
-
-def _conditions(model: Any, data: Any, protocol: Protocol) -> tuple[dict[str, Tensor], str]:
-    """Condition of all n samples by key (labels only, see Protocol), and their distribution in words."""
-    if "label" not in model.conditions:
-        return {}, "none: the model is not conditioned on labels"
-    assert protocol.n is not None
-    count = int(getattr(model, "num_classes", 0) or data.manifest.facts.get("num_classes") or 0)
-    classes = data.manifest.filter.get("subset") or list(range(count))
-    if not classes:
-        raise ConfigError("evaluation: the model wants labels, but neither it nor the data says how many there are")
-    if protocol.labels == "balanced":
-        label = torch.tensor(classes)[torch.arange(protocol.n) % len(classes)]
-        return {"label": label}, f"balanced: i % {len(classes)}"
-    source = data.source("train")
-    order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(len(source))
-    ids = torch.from_numpy(np.resize(order, protocol.n))
-    parts = [source.batch(part, torch.zeros_like(part)) for part in ids.split(protocol.chunk)]
-    if "label" not in parts[0]:
-        raise ConfigError(
-            f"evaluation.labels=train: {data.manifest.name} has no labels; take evaluation.labels=balanced"
-        )
-    return {"label": torch.cat([part["label"] for part in parts]).cpu()}, "train: of real items, a fixed random choice"
 
 
 def describe(value: Any) -> Any:
@@ -199,10 +191,10 @@ def _open_folder(path: Path) -> tuple[Source, str]:
     paths, labels = list_images(path, classes)
     if not paths:
         raise ConfigError(f"{path}: holds 0 images")
-    from PIL import Image
+    from PIL import Image as Pillow
 
     try:
-        with Image.open(paths[0]) as first:
+        with Pillow.open(paths[0]) as first:
             size, grey = first.size, first.mode in ("1", "L")
     except Exception as error:  # as in Decode: Pillow raises nearly everything on a broken file
         raise DataError(f"{paths[0]}: cannot be read ({error}); repair or remove it") from error
@@ -230,7 +222,7 @@ def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
         part = ids[start:stop]
         raw = source.batch(part, torch.zeros_like(part))
         image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
-        return Samples("image", image.cpu(), raw["label"].cpu() if "label" in raw else None)
+        return Samples(Image(), image.cpu(), {"label": raw["label"].cpu()} if "label" in raw else {})
 
     labels = source.labels
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
@@ -279,61 +271,10 @@ def texts_from(path: Path, n: int | None) -> Judged:
     facts = {"n": len(texts), "data": path.name, "sha256": sha256_of(path)}
 
     def read(start: int, stop: int) -> Samples:
-        return Samples("text", texts[start:stop])
+        return Samples(Text(), texts[start:stop])
 
     return Judged(len(texts), 1, len(texts), read, facts, references=references or None)
 
 
 def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def texts_of(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
-    """protocol.n texts of a model; where it goes on from prompts, each with the true continuation as its reference.
-
-    Item i goes on from the first `protocol.prompt` tokens of the i-th of n windows or documents of the split (a fixed
-    random choice), for as many tokens as the longest has left. prompt 0: texts from nothing, and no references.
-    """
-    if protocol.n is None:
-        raise ConfigError("evaluation.n: say how many texts are generated")
-    first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
-    prompts: Tensor | None = None
-    heads, references = [""] * protocol.n, None
-    facts: dict[str, Any] = {"n": protocol.n, "seeds": {"seed": seed, "first": first, "count": protocol.n}}
-    if protocol.prompt:
-        if "prompt_ids" not in model.conditions:
-            raise ConfigError(f"evaluation.prompt={protocol.prompt}: {type(model).__name__} takes no prompt; take 0")
-        source, ids = real_items(data, protocol.reference_split, protocol.n)
-        if len(ids) < protocol.n:
-            raise ConfigError(f"evaluation.n={protocol.n}: {protocol.reference_split} has {len(ids)} windows; lower it")
-        batch = source.batch(ids, torch.zeros_like(ids))
-        rows = torch.cat([batch["input_ids"], batch["labels"][:, -1:]], 1).cpu()
-        ends = [rows.shape[1]] * len(rows)
-        if "attention_mask" in batch:  # a document an item: its tokens, without the boundary after it
-            ends = batch["attention_mask"].sum(1).tolist()
-        elif (rows < 0).any():
-            raise ConfigError(
-                f"evaluation.prompt={protocol.prompt}: windows of {protocol.reference_split} end with tokens that are "
-                "not predicted; take data.condition=[]"
-            )
-        if min(ends) <= protocol.prompt:
-            raise ConfigError(
-                f"evaluation.prompt={protocol.prompt}: the shortest item has {min(ends)} tokens; take fewer"
-            )
-        prompts = rows[:, : protocol.prompt]
-        used = replace(used, max_new_tokens=rows.shape[1] - protocol.prompt)
-        heads = [model.tokenizer.decode(row) for row in prompts.tolist()]
-        rests = [row[protocol.prompt : end] for row, end in zip(rows.tolist(), ends, strict=True)]
-        references = [[model.tokenizer.decode(rest)] for rest in rests]
-        facts |= {"data": data.manifest.name, "sha256": data.manifest.identity(protocol.reference_split)}
-
-    def read(start: int, stop: int) -> Samples:
-        condition = None if prompts is None else {"prompt_ids": prompts[start:stop]}
-        samples = model.sample(torch.arange(first + start, first + stop), condition, used)
-        texts = [text.removeprefix(head) for text, head in zip(samples.data, heads[start:stop], strict=True)]
-        return Samples("text", texts)
-
-    group = unit * -(-protocol.chunk // unit)
-    given = heads if protocol.prompt else None
-    facts |= sampling_facts(model, used)
-    return Judged(protocol.n, unit, group, read, facts, references=references, prompts=given)

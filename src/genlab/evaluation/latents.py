@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from genlab import noise
+from genlab.conditions import Label
+from genlab.drawing import save_grid
 from genlab.evaluation.judged import real_items
 from genlab.evaluation.likelihood import Reconstructs
-from genlab.evaluation.pictures import save_grid, save_map
-from genlab.samples import to_uint8
+from genlab.evaluation.pictures import save_map
+from genlab.modality import to_uint8
 
 STEPS = 10  # images of an interpolation or a traversal
 REACH = 2.5  # how far a traversal goes to either side, in standard deviations of the prior
@@ -147,9 +149,9 @@ class Panels:
 
     def classes(self, path: Path, rows: int = 8) -> bool:
         """A column a class, a row a latent."""
-        if not isinstance(self.model, Decodes) or "label" not in getattr(self.model, "conditions", ()):
+        if not isinstance(self.model, Decodes) or not (classes := self._classes()):
             return False
-        count = min(int(self.model.num_classes), 20)  # type: ignore[attr-defined]
+        count = min(classes, 20)
         z = self._draw(rows).repeat_interleave(count, 0)
         labels = torch.arange(count, device=z.device).repeat(rows)
         save_grid(path, self._images(z, labels), count, {"rows": "one latent each", "columns": "classes"})
@@ -178,9 +180,13 @@ class Panels:
 
     def _label(self, label: Tensor | None, count: int) -> Tensor | None:
         """Labels for a conditional model: those given, else i modulo the number of classes."""
-        if "label" not in getattr(self.model, "conditions", ()):
+        if not (classes := self._classes()):
             return None
-        return torch.arange(count, device=self.device) % self.model.num_classes if label is None else label
+        return torch.arange(count, device=self.device) % classes if label is None else label
+
+    def _classes(self) -> int:
+        """How many classes the model is told; 0: it is told none."""
+        return next((known.classes for known in self.model.conditions if isinstance(known, Label)), 0)
 
     def _images(self, z: Tensor, labels: Tensor | None) -> Tensor:
         parts = zip(z.split(100), labels.split(100) if labels is not None else [None] * len(z.split(100)), strict=True)

@@ -10,35 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genlab.data.order import SUBSET_SEED, subset
 from genlab.errors import ConfigError, StorageError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.sharding import from_first_rank, sharded, world
 from genlab.files import cache_root, replacing
-from genlab.samples import to_uint8
+from genlab.modality import to_uint8
 
 VERSION = 1  # of the way features are computed and stored: raise it when either changes
-SUBSET_SEED = 2020  # of the permutation whose first items are "n of a split"
 RESIZE = "bicubic, antialiased, rounded to uint8"
 
 
 def key_of(facts: dict[str, Any]) -> str:
     """sha256 in hex of primitives."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def subset(size: int, n: int | None) -> np.ndarray:
-    """Ids of `n` of `size` items, int64, ascending: a fixed random choice, so that sorted data sets are well mixed."""
-    if n is None or n >= size:
-        return np.arange(size)
-    order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(size)
-    return np.sort(order[:n])
 
 
 def resized(images: Tensor, size: int | None) -> Tensor:

@@ -118,18 +118,14 @@ def generate(
         done: told the number of items as they come.
         group: items between two calls of `done`, rounded up to whole chunks; None: one chunk.
     """
-    unit = int(model.chunk_size)
-    made: list[Samples] = []
+    unit, whole = int(model.chunk_size), model.complete(seeds, condition)
 
     def work(start: int, stop: int) -> dict[str, Any]:
-        part = {key: rows[start:stop] for key, rows in (condition or {}).items() if rows is not None}
-        samples = model.sample(seeds[start:stop], part or None, sampler)
-        made.append(samples)
-        return {"data": samples.data, **({} if samples.labels is None else {"labels": samples.labels.cpu()})}
+        part = {name: rows[start:stop] for name, rows in whole.items()}
+        return {"data": model.sample(seeds[start:stop], part, sampler).data}
 
     rows = sharded(len(seeds), unit, unit * -(-(group or unit) // unit), work, done)
-    rate = made[0].sample_rate if made else None
-    return Samples(model.modality, rows["data"], rows.get("labels"), seeds.cpu(), rate)
+    return Samples(model.modality, rows["data"], whole, seeds.cpu())
 
 
 def _joined(parts: list[Any]) -> Tensor | list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.errors import ConfigError
 from genlab.models.adversarial import AdversarialModel, Player
-from genlab.models.base import Condition
+from genlab.models.base import Rows
 from genlab.models.latent import LatentSampler
 from genlab.networks.bottlenecks import KL, Bottleneck, VectorQuantiser
 from genlab.networks.ensemble import assemble
@@ -116,7 +116,7 @@ class Autoencoder(AdversarialModel):
 
     # ---- sampling
 
-    def generate(self, seeds: Tensor, condition: Condition | None, sampler: LatentSampler) -> Tensor:
+    def generate(self, seeds: Tensor, condition: Rows | None, sampler: LatentSampler) -> Tensor:
         return self.decode(sampler.truncation * self.bottleneck.draw(seeds, self.latent_shape))
 
     # ---- capabilities

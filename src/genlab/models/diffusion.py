@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from genlab import noise
+from genlab.conditions import class_labels
 from genlab.diffusion import bound, parameterisation
 from genlab.diffusion.guidance import guided
 from genlab.diffusion.parameterisation import Denoised, Prediction, Weighting
 from genlab.diffusion.processes import VP, Flow, Process
 from genlab.diffusion.samplers import Denoise, Sampler
 from genlab.errors import ConfigError
-from genlab.models.base import Condition, GenerativeModel
+from genlab.models.base import GenerativeModel, Rows
 from genlab.networks.patch import as_tensor
 from genlab.noise import Stream
 
@@ -63,7 +64,7 @@ class DiffusionModel(GenerativeModel):
         self.prediction, self.weighting = prediction, weighting
         self.num_classes = num_classes or 0
         self.label_drop, self.chunk_size = label_drop, chunk_size
-        self.conditions = ("label",) if num_classes else ()
+        self.conditions = class_labels(num_classes)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output [B,C,H,W] for x_t [B,C,H,W] at times t [B] of the process and labels int64 [B]."""
@@ -96,7 +97,7 @@ class DiffusionModel(GenerativeModel):
 
     # ---- sampling
 
-    def generate(self, seeds: Tensor, condition: Condition | None, sampler: Sampler) -> Tensor:
+    def generate(self, seeds: Tensor, condition: Rows | None, sampler: Sampler) -> Tensor:
         """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class."""
         x = noise.normal(seeds, Stream.INITIAL, self.shape)
         denoise = self.denoiser((condition or {}).get("label"), len(seeds), sampler.guidance_scale, sampler.clip)

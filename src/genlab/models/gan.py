@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab import noise
+from genlab.conditions import class_labels
 from genlab.models.adversarial import AdversarialModel, Player
-from genlab.models.base import Condition
+from genlab.models.base import Rows
 from genlab.models.latent import LatentSampler
 from genlab.networks.ensemble import assemble
 from genlab.objectives.adversarial import Output, total
@@ -56,7 +57,7 @@ class GAN(AdversarialModel):
         self.latent_shape = (self.latent_dim,)
         self.objective, self.penalty, self.augment = objective, penalty, augment
         self.penalty_every, self.n_critic, self.critic_lr_scale = penalty_every, n_critic, critic_lr_scale
-        self.num_classes, self.conditions = num_classes or 0, ("label",) if num_classes else ()
+        self.num_classes, self.conditions = num_classes or 0, class_labels(num_classes)
         self.chunk_size = chunk_size
 
     def players(self) -> list[Player]:
@@ -97,7 +98,7 @@ class GAN(AdversarialModel):
                 report |= {"loss": loss + self.penalty_every * penalty, "penalty": penalty}
         return report
 
-    def generate(self, seeds: Tensor, condition: Condition | None, sampler: LatentSampler) -> Tensor:
+    def generate(self, seeds: Tensor, condition: Rows | None, sampler: LatentSampler) -> Tensor:
         return self.decode(sampler.draw(seeds, self.latent_shape), (condition or {}).get("label"))
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:

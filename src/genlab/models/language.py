@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genlab.conditions import Prompt
 from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
-from genlab.models.base import Condition, GenerativeModel
+from genlab.modality import Text
+from genlab.models.base import GenerativeModel, Rows
+from genlab.samples import Samples
 
 
 class LanguageModel(GenerativeModel):
     """Tokens, decoded by the sampler. A family that reads from left to right is a genlab.decoding.reading.Reader, with
     `next_logits` and `select`; one that fills gaps is a genlab.decoding.unmasking.Filler.
 
-    The condition `prompt_ids`, int64 [B, P], is what each item goes on from, with -1 after the end of a shorter prompt.
+    The condition `prompt`, int64 [B, P], is what each item goes on from, with -1 after the end of a shorter prompt.
 
     Attributes:
         context: most tokens that it can read at a time; None: any number.
         start: text that generation begins with where there is no prompt.
     """
 
-    modality = "text"
-    conditions = ("prompt_ids",)
+    modality = Text()
+    conditions = (Prompt(),)
     context: int | None = None
     start: str = "\n"
 
@@ -39,13 +43,21 @@ class LanguageModel(GenerativeModel):
             raise ConfigError(f"model.gradient_checkpointing: {type(network).__name__} has none; set it to false")
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def generate(self, seeds: Tensor, condition: Condition | None, sampler: Any) -> Tensor:
+    def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Tensor:
         """Token ids, int64 [B, T]: prompt and continuation, -1 after the end of a row."""
-        prompt = (condition or {}).get("prompt_ids")
+        prompt = (condition or {}).get("prompt")
         if prompt is None:
             ids = self.tokenizer.encode(self.start).ids
             prompt = torch.tensor(ids, device=seeds.device).expand(len(seeds), -1)
         return sampler.decode(self, prompt, seeds).tokens
+
+    def answers(self, samples: Samples) -> Samples:
+        """The texts without the prompts that they go on from."""
+        if "prompt" not in samples.condition:
+            return samples
+        heads = self.shown(samples.condition)["prompt"]
+        texts = [text.removeprefix(head) for text, head in zip(samples.data, heads, strict=True)]
+        return replace(samples, data=texts)
 
     def to_data(self, raw: Tensor) -> list[str]:
         return [self.tokenizer.decode([token for token in row if token != ENDED]) for row in raw.tolist()]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from genlab import noise
+from genlab.conditions import class_labels
 from genlab.errors import ConfigError
-from genlab.models.base import Condition, GenerativeModel
+from genlab.models.base import GenerativeModel, Rows
 from genlab.models.latent import LatentSampler
 from genlab.objectives import elbo
 from genlab.objectives.likelihoods import Likelihood
@@ -65,7 +66,7 @@ class VAE(GenerativeModel):
         self.latent_dim, self.latent_shape, self.shape = latent_dim, (latent_dim,), tuple(shape)
         self.importance_samples, self.importance_start = importance_samples, importance_start
         self.beta, self.tc_beta, self.free_bits, self.warmup = beta, tc_beta, free_bits, warmup
-        self.num_classes, self.conditions = num_classes or 0, ("label",) if num_classes else ()
+        self.num_classes, self.conditions = num_classes or 0, class_labels(num_classes)
         self.chunk_size = chunk_size
 
     # ---- training
@@ -117,7 +118,7 @@ class VAE(GenerativeModel):
 
     # ---- sampling
 
-    def generate(self, seeds: Tensor, condition: Condition | None, sampler: LatentSampler) -> Tensor:
+    def generate(self, seeds: Tensor, condition: Rows | None, sampler: LatentSampler) -> Tensor:
         """The likelihood's mean at z from the prior, [B, C, H, W] in [-1, 1]."""
         z = sampler.draw(seeds, (self.latent_dim,))
         return self.decode(z, (condition or {}).get("label"))

@@ -86,7 +86,8 @@ def read_export(folder: Path) -> dict[str, Any]:
         ConfigError: config.json is not what `write_export` leaves.
         CheckpointError: the weights are not those that config.json describes, or damaged.
     """
-    path, described = folder / WEIGHTS, read_facts(folder).get("weights")
+    path, facts = folder / WEIGHTS, read_facts(folder)
+    described = facts.get("weights")
     described = described if isinstance(described, dict) else {}
     if sha256_of(path) != described.get("sha256"):
         raise CheckpointError(f"{path}: sha256 mismatch, it is not the file that {CONFIG} describes.")
@@ -97,4 +98,4 @@ def read_export(folder: Path) -> dict[str, Any]:
     kind = described.get("kind")
     counters = {key: described.get(key) for key in ("samples", "updates")}
     weights = {"state_dict": {}, "ema": {"ema": state}} if kind == "ema" else {"state_dict": state}
-    return {**weights, **counters, "only": kind}
+    return {**weights, **counters, "only": kind, "frozen": facts.get("frozen")}

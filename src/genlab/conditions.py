@@ -1,0 +1,377 @@
+"""Conditions: what a model can be told about each item, one class each. Nothing else knows them by name."""
+
+from __future__ import annotations
+
+import json
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.data.order import SUBSET_SEED, subset
+from genlab.data.vocabulary import encode
+from genlab.decoding.reading import ENDED, padded
+from genlab.errors import ConfigError, DataError
+from genlab.modality import Image, to_float
+
+UNCONDITIONED = {"labels": "none: the model is not conditioned on labels"}  # in a metric record
+
+
+@dataclass
+class Draw:
+    """What evaluation tells a model about its n items.
+
+    Attributes:
+        rows: tensor of n rows, or None: nothing.
+        facts: where they come from, for the metric record.
+        references: the right answers of each item, where there are some.
+        shown: the condition of each item as a person reads it, for a table.
+        sampler: fields of the sampler that follow from them.
+    """
+
+    rows: Tensor | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    references: list[list[str]] | None = None
+    shown: list[str] | None = None
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+
+class Condition(ABC):
+    """One thing that a model can be told about an item. A model lists those that it knows in `model.conditions`.
+
+    `generate` is given the tensor of B rows under `name`. On a command line it is `condition.NAME=VALUE`, one value for
+    all items or a list of them; in a file, a line an item, or a key of a .jsonl.
+
+    Attributes:
+        name: key of the condition.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def rows(self, values: Sequence[Any], model: Any) -> Tensor:
+        """Values as a user writes them -> a tensor of as many rows.
+
+        Args:
+            values: one an item.
+            model: whose condition it is (its tokenizer, ...).
+
+        Raises:
+            ConfigError: a value that cannot be, as `condition.NAME=VALUE: expected ...`.
+        """
+
+    def parse(self, line: str) -> Any:
+        """A line of a file -> a value."""
+        return line
+
+    def default(self, seeds: Tensor, model: Any) -> Tensor | None:
+        """Rows for int64 [N] seeds where a user says nothing, each a function of its seed; None: it stays unsaid."""
+        return None
+
+    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
+        """What evaluation gives n items: here the defaults of seeds 0 to n - 1.
+
+        Args:
+            data: a DataModule that has been set up.
+            protocol: genlab.evaluation.Protocol, which says from where.
+
+        Raises:
+            ConfigError: the data or the protocol does not fit.
+        """
+        return Draw(self.default(torch.arange(n), model), {self.name: "defaults of seeds 0 to n - 1"})
+
+    def shown(self, rows: Tensor, model: Any) -> list[Any]:
+        """Rows -> what a person reads, one an item: numbers or strings."""
+        return rows.tolist()
+
+
+@dataclass(frozen=True)
+class Label(Condition):
+    """A class, int64. Seed i's default is i modulo the number of classes.
+
+    Attributes:
+        classes: their number.
+    """
+
+    name = "label"
+    classes: int
+
+    def rows(self, values: Sequence[Any], model: Any) -> Tensor:
+        wrong = next((value for value in values if not self._is_label(value)), None)
+        if wrong is not None:
+            raise ConfigError(f"condition.label={wrong}: expected 0 to {self.classes - 1}.")
+        return torch.tensor([operator.index(value) for value in values])
+
+    def _is_label(self, value: Any) -> bool:
+        try:
+            return not isinstance(value, bool) and 0 <= operator.index(value) < self.classes
+        except TypeError:
+            return False
+
+    def parse(self, line: str) -> Any:
+        try:
+            return int(line)
+        except ValueError:
+            return line
+
+    def default(self, seeds: Tensor, model: Any) -> Tensor:
+        return seeds.remainder(self.classes)
+
+    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
+        """Balanced over the classes (of the data's subset, where it is one), or as frequent as in the train split."""
+        if protocol.labels == "balanced":
+            classes = data.manifest.filter.get("subset") or list(range(self.classes))
+            label = torch.tensor(classes)[torch.arange(n) % len(classes)]
+            return Draw(label, {"labels": f"balanced: i % {len(classes)}"})
+        source = data.source("train")
+        order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(len(source))
+        ids = torch.from_numpy(np.resize(order, n))
+        parts = [source.batch(part, torch.zeros_like(part)) for part in ids.split(protocol.chunk)]
+        if "label" not in parts[0]:
+            raise ConfigError(
+                f"evaluation.labels=train: {data.manifest.name} has no labels; take evaluation.labels=balanced"
+            )
+        label = torch.cat([part["label"] for part in parts]).cpu()
+        return Draw(label, {"labels": "train: of real items, a fixed random choice"})
+
+
+def class_labels(classes: int | None) -> tuple[Label, ...]:
+    """The conditions of a model that is told a class; none for 0 or None classes."""
+    return (Label(classes),) if classes else ()
+
+
+class TextCondition(Condition):
+    """A text as token ids of the model's tokenizer, int64 [B, longest], -1 after the end of a shorter one."""
+
+    def rows(self, values: Sequence[Any], model: Any) -> Tensor:
+        return padded([self._ids(str(value), model) for value in values])
+
+    def _ids(self, text: str, model: Any) -> list[int]:
+        try:
+            ids = encode(model.tokenizer, text)
+        except DataError as error:
+            raise ConfigError(f"condition.{self.name}: {error}") from None
+        if not ids:
+            raise ConfigError(f"condition.{self.name} is empty.")
+        return ids
+
+    def shown(self, rows: Tensor, model: Any) -> list[str]:
+        return [model.tokenizer.decode([token for token in row if token != ENDED]) for row in rows.tolist()]
+
+
+@dataclass(frozen=True)
+class Prompt(TextCondition):
+    """A text that the item goes on from."""
+
+    name = "prompt"
+
+    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
+        """The first `protocol.prompt` tokens of n windows or documents of the reference split (a fixed random choice);
+        their rests are the references, and items are as long as the longest. None where `protocol.prompt` is 0."""
+        length, split = protocol.prompt, protocol.reference_split
+        if not length:
+            return Draw()
+        if split not in data.manifest.splits:
+            raise ConfigError(f"samples={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
+        source = data.source(split)
+        ids = torch.from_numpy(subset(len(source), n))
+        if len(ids) < n:
+            raise ConfigError(f"evaluation.n={n}: {split} has {len(ids)} windows; lower it")
+        batch = source.batch(ids, torch.zeros_like(ids))
+        tokens = torch.cat([batch["input_ids"], batch["labels"][:, -1:]], 1).cpu()
+        ends = [tokens.shape[1]] * n
+        if "attention_mask" in batch:  # a document an item: its tokens, without the boundary after it
+            ends = batch["attention_mask"].sum(1).tolist()
+        elif (tokens < 0).any():
+            raise ConfigError(
+                f"evaluation.prompt={length}: windows of {split} end with tokens that are not predicted; take "
+                "data.condition=[]"
+            )
+        if min(ends) <= length:
+            raise ConfigError(f"evaluation.prompt={length}: the shortest item has {min(ends)} tokens; take fewer")
+        rows = tokens[:, :length]
+        rests = [row[length:end] for row, end in zip(tokens.tolist(), ends, strict=True)]
+        return Draw(
+            rows,
+            {"data": data.manifest.name, "sha256": data.manifest.identity(split)},
+            [[model.tokenizer.decode(rest)] for rest in rests],
+            self.shown(rows, model),
+            {"max_new_tokens": tokens.shape[1] - length},
+        )
+
+
+class PairCondition(TextCondition):
+    """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name
+    (int64 [B, L], -1 after the end), and the item's second half, if there is one, under "references" (strings)."""
+
+    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
+        split = protocol.reference_split
+        source = data.source(split)
+        ids = torch.from_numpy(subset(len(source), n))
+        if len(ids) < n:
+            raise ConfigError(f"evaluation.n={n}: {split} has {len(ids)} items; lower it")
+        batch = source.batch(ids, torch.zeros_like(ids))
+        if self.name not in batch:
+            raise ConfigError(f"evaluation: {data.manifest.name} has no {self.name}, which the model is told")
+        rows = batch[self.name].cpu()
+        facts = {"data": data.manifest.name, "sha256": data.manifest.identity(split), self.name: f"of {split}"}
+        references = batch.get("references")
+        return Draw(rows, facts, [list(several) for several in references] if references else None,
+                    self.shown(rows, model))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Caption(PairCondition):
+    """A text that says what is to be seen or heard."""
+
+    name = "caption"
+
+
+@dataclass(frozen=True)
+class Source(PairCondition):
+    """A text that is to be translated, summarised or answered."""
+
+    name = "source"
+
+
+@dataclass(frozen=True)
+class Picture(Condition):
+    """An image, float32 [B, C, H, W] in [-1, 1]: to caption, to begin from or to fill in. A value is a file.
+
+    Attributes:
+        shape: C, H, W, to which a file is converted (grey or colour) and resized (bicubic).
+    """
+
+    name = "image"
+    shape: tuple[int, int, int]
+
+    def rows(self, values: Sequence[Any], model: Any) -> Tensor:
+        return torch.stack([self._pixels(value) for value in values])
+
+    def _pixels(self, value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            if tuple(value.shape) != tuple(self.shape) or not value.is_floating_point():
+                raise ConfigError(f"condition.image: expected floats {list(self.shape)}, got {list(value.shape)}.")
+            return value
+        path = Path(str(value)).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"condition.image={value}: no such file.")
+        image = Image().read(path).float()
+        if image.shape[0] != self.shape[0]:
+            image = image.mean(0, keepdim=True).expand(self.shape[0], -1, -1)
+        if tuple(image.shape) != tuple(self.shape):
+            image = torch.nn.functional.interpolate(
+                image[None], self.shape[1:], mode="bicubic", antialias=True, align_corners=False
+            )[0]
+        return to_float(image.clamp(0, 255).round().to(torch.uint8))
+
+    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
+        """Images of the reference split, a fixed random choice."""
+        source = data.source(protocol.reference_split)
+        ids = torch.from_numpy(subset(len(source), n))
+        if len(ids) < n:
+            raise ConfigError(f"evaluation.n={n}: {protocol.reference_split} has {len(ids)} items; lower it")
+        rows = torch.cat([source.batch(part, torch.zeros_like(part))["image"] for part in ids.split(protocol.chunk)])
+        facts = {"data": data.manifest.name, "sha256": data.manifest.identity(protocol.reference_split)}
+        return Draw(to_float(rows.cpu()), facts)
+
+    def shown(self, rows: Tensor, model: Any) -> list[Any]:
+        return [f"{tuple(row.shape)}, mean {row.mean().item():.3f}" for row in rows]
+
+
+# ---- from what a user writes
+
+
+def condition_rows(model: Any, wanted: Mapping[str, Any], n: int) -> dict[str, Tensor]:
+    """Conditions as a user writes them -> tensors of n rows.
+
+    Args:
+        wanted: by name, a value for all items or a list of at most n, which is gone round; None: as if not there.
+
+    Raises:
+        ConfigError: an unknown condition, more values than items, a value that cannot be.
+    """
+    made = {}
+    for name, value in wanted.items():
+        if value is not None:
+            condition, values = condition_named(model, name), _values(value)
+            if len(values) > n or not values:
+                raise ConfigError(f"condition.{name}: {len(values)} values for {n} items.")
+            rows = condition.rows(values, model)
+            made[name] = rows[torch.arange(n) % len(rows)]
+    return made
+
+
+def condition_named(model: Any, name: str) -> Condition:
+    """The model's condition of that name.
+
+    Raises:
+        ConfigError: it has none; names those that it has.
+    """
+    for condition in model.conditions:
+        if condition.name == name:
+            return condition
+    known = ", ".join(condition.name for condition in model.conditions) or "none"
+    raise ConfigError(f"condition.{name}: this model knows no such condition (it knows: {known}).")
+
+
+def read_conditions(path: Path, model: Any, key: str = "conditions") -> dict[str, list[Any]]:
+    """Conditions of a file by name, each a value an item; each is checked.
+
+    A .jsonl has an object of conditions a line, {"label": 3}; in any other file a line is a value of the model's first
+    condition. Empty lines count for nothing.
+
+    Raises:
+        ConfigError: no such file, not UTF-8, no line in it, a condition that the model does not know or a value that
+            cannot be; with the line.
+    """
+    try:
+        content = path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{key}={path}: cannot be read ({error.strerror})") from None
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(10) + 1
+        raise ConfigError(f"{path}:{number}: not UTF-8; convert the file") from None
+    found: dict[str, list[Any]] = {}
+    for number, line in enumerate(lines, 1):
+        if line:
+            try:
+                row = _row(line, path.suffix == ".jsonl", model)
+                if found and set(row) != set(found):
+                    raise ConfigError(f"expected {', '.join(found)}, as in the lines before")
+                for name, value in row.items():
+                    condition_named(model, name).rows([value], model)
+                    found.setdefault(name, []).append(value)
+            except ConfigError as error:
+                raise ConfigError(f"{path}:{number}: {error}") from None
+    if not found:
+        raise ConfigError(f"{key}={path}: holds no condition")
+    return found
+
+
+def _row(line: str, json_lines: bool, model: Any) -> dict[str, Any]:
+    if json_lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not row:
+            raise ConfigError('expected an object of conditions, such as {"label": 3}')
+        return row
+    if not model.conditions:
+        raise ConfigError("this model knows no condition")
+    return {model.conditions[0].name: model.conditions[0].parse(line)}
+
+
+def _values(value: Any) -> list[Any]:
+    if isinstance(value, Tensor | np.ndarray):
+        return list(torch.as_tensor(value).reshape(-1) if value.ndim == 0 else torch.as_tensor(value))
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -1,0 +1,49 @@
+"""Judges: how good each item is, as one number, for metrics, best-of-n, rewards and the choice of what is kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genlab.samples import Samples
+
+
+class Judge(ABC):
+    """(Samples, conditions) -> float [N]; a higher number is better. A judge of one's own is a subclass.
+
+    Attributes:
+        name: for records; say in it which weights.
+        modality: name of what it judges ("image", "text", ...); None: anything.
+    """
+
+    modality: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @abstractmethod
+    def judge(self, samples: Samples, condition: Mapping[str, Sequence[Any]]) -> Tensor | Sequence[float]:
+        """One number an item.
+
+        Args:
+            samples: N items.
+            condition: what each was asked to be, as a person reads it: N values by the names of conditions.
+        """
+
+    def __call__(self, samples: Samples, condition: Mapping[str, Sequence[Any]] | None = None) -> Tensor:
+        """What `judge` gives, float64 [N] on the CPU.
+
+        Raises:
+            ValueError: items of another modality; not one finite number an item.
+        """
+        if self.modality not in (None, samples.modality.name):
+            raise ValueError(f"{self.name} judges {self.modality}, not {samples.modality.name}")
+        scores = torch.as_tensor(self.judge(samples, condition or {}), dtype=torch.float64).cpu()
+        if scores.shape != (len(samples),) or not bool(scores.isfinite().all()):
+            raise ValueError(f"{self.name}: {len(samples)} items, scores {scores.tolist()[:8]} of {list(scores.shape)}")
+        return scores

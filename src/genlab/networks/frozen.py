@@ -1,0 +1,55 @@
+"""Frozen parts: networks that are used and not trained (a text encoder, a first stage, a reference, a reward)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def weights_sha256(state: dict[str, Tensor]) -> str:
+    """Hex digest of tensors by name: their names, dtypes, shapes and bytes, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Frozen:
+    """A network beside a model's own: no part of its parameters, so neither optimizer, EMA nor state_dict see it.
+
+    As an argument of a model it comes from `genlab.parts.FrozenPart`. A run records its sha256 with the checkpoint,
+    and goes on only with the same.
+
+    Args:
+        network: in eval mode from now on, without gradients of its weights; gradients flow to its inputs.
+        source: where the weights are from, for messages and records.
+
+    Attributes:
+        sha256: of the weights.
+    """
+
+    def __init__(self, network: nn.Module, source: str) -> None:
+        self._network, self.source = network.eval().requires_grad_(False), source
+        self.sha256 = weights_sha256(network.state_dict())
+
+    @torch.compiler.disable
+    def on(self, device: torch.device | str) -> Any:
+        """The network on a device, where it stays."""
+        tensor = next(iter(self._network.state_dict().values()), None)
+        if tensor is not None and tensor.device != torch.device(device):
+            self._network.to(device)
+        return self._network
+
+
+def frozen_parts(model: nn.Module, prefix: str = "model") -> dict[str, Any]:
+    """Frozen parts of a model and of the modules in it, by the name of the attribute that holds them."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Frozen):
+                found[".".join(filter(None, (prefix, path, name)))] = value
+    return found

@@ -1,0 +1,72 @@
+"""Parts of a model that come from elsewhere: a run, an export, a folder of transformers or diffusers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from genlab.errors import ConfigError
+from genlab.files import folder_or_cached, read_json
+from genlab.networks.frozen import Frozen
+from genlab.runs.directory import find_run
+
+
+class FrozenPart(Frozen):
+    """A network that a model uses and does not train: `model.X={_target_: genlab.parts.FrozenPart, path: ...}`.
+
+    Nothing is fetched, no pickle is read, no code of a folder runs.
+
+    Args:
+        path: a run (path, name or "last"), an export, a folder that `save_pretrained` of transformers or diffusers has
+            written, or a name that scripts/fetch_data.py knows.
+        part: attribute of the network that is meant, such as "network" or "critic.body"; None: all of it.
+        weights: of a run.
+
+    Raises:
+        ConfigError: nothing there, or not readable; no such part.
+    """
+
+    def __init__(self, path: str, part: str | None = None, weights: Literal["ema", "raw"] = "ema") -> None:
+        folder = folder_or_cached(path)
+        facts = read_json(folder / "config.json")
+        kind = facts if isinstance(facts, dict) else {}
+        if "model_type" in kind:
+            network = _of_library("transformers", "AutoModel", folder)
+        elif "_class_name" in kind:
+            network = _of_library("diffusers", str(kind["_class_name"]), folder)
+        else:
+            network = _of_run(path, weights)
+        for name in part.split(".") if part else ():
+            inner = getattr(network, name, None)
+            if not isinstance(inner, nn.Module):
+                known = ", ".join(name for name, _ in network.named_children())
+                raise ConfigError(f"{path}: part={part}: {type(network).__name__} has no {name} (it has: {known})")
+            network = inner
+        super().__init__(network, f"{path}{f':{part}' if part else ''}")
+
+
+def _of_run(path: str, weights: str) -> nn.Module:
+    from genlab.cli.load import load_run  # a run may have frozen parts itself
+
+    return load_run(find_run(path, Path(os.environ.get("GENLAB_RUNS", "runs"))).path, weights, device="cpu").model
+
+
+def _of_library(library: str, name: str, folder: Path) -> nn.Module:
+    import importlib
+
+    import torch
+
+    kind: Any = getattr(importlib.import_module(library), name, None)
+    options: dict[str, Any] = {"trust_remote_code": False} if library == "transformers" else {}
+    if not hasattr(kind, "from_pretrained"):
+        raise ConfigError(f"{folder / 'config.json'}: {library} has no {name}")
+    try:
+        return kind.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, **options
+        )
+    except Exception as error:  # the library's and safetensors' own, of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error

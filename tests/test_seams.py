@@ -1,0 +1,222 @@
+"""What is defined only here (a modality, a condition, a model that does not generate) has all that the shipped have."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Done, command
+from omegaconf import OmegaConf
+from seam_parts import Curve, wave
+
+from genlab import load_run
+from genlab.errors import ConfigError
+from genlab.judges import Judge
+from genlab.modality import Image, Text
+from genlab.networks.frozen import weights_sha256
+from genlab.parts import FrozenPart
+from genlab.runs.checkpoint import load_checkpoint
+from genlab.runs.export import write_export
+from genlab.samples import Samples
+
+OPTIONS = {
+    "model/curve.yaml": "_target_: seam_parts.CurveModel\n",
+    "model/checked.yaml": "_target_: seam_parts.Checked\nregressor:\n  _target_: genlab.parts.FrozenPart\n"
+    "  path: ???\n  part: linear\n",
+    "model/regressor.yaml": "_target_: seam_parts.TurnRegressor\n",
+    "data/curves.yaml": "_target_: seam_parts.Curves\nname: curves\nbatch_size: 16\nnum_workers: 0\nseed: ${seed}\n",
+}
+SMALL = ("data=curves", "evaluation=none", "optimizer.lr=0.05", "schedule.max_samples=4096",
+         "schedule.eval_every=2048", "schedule.save_every=1024", "callbacks.samples.count=4", "callbacks.final.count=4",
+         "logger=tensorboard")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seams")
+    for name, text in OPTIONS.items():
+        path = folder / "myconf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> Done:
+    return command(*arguments, folder=folder, environment={"GENLAB_ALLOW": "seam_parts"})
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    done = run(folder, "train.py", "--config-dir", "myconf", "model=curve", *SMALL)
+    assert done.code == 0, done.output
+    (result,) = (folder / "runs").glob("*/*/result.json")
+    return result.parent
+
+
+def test_an_own_modality_and_condition_train_log_and_load(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("GENLAB_ALLOW", "seam_parts")
+    assert json.loads((trained / "data.json").read_text())["modality"] == "curve"
+    assert len((trained / "samples" / "final.csv").read_text().splitlines()) == 4
+    assert (trained / "samples" / "000002048.csv").read_text().startswith("turn 0.0;")
+    events = EventAccumulator(str(next((trained / "tensorboard").rglob("events.*")).parent)).Reload()
+    assert "curves/text_summary" in events.Tags()["tensors"]
+    loaded = load_run(trained, device="cpu")
+    samples = loaded.sample(6, turn=[0.1, 0.6])
+    assert samples.modality == Curve()
+    turns = torch.tensor([0.1, 0.6]).repeat(3)
+    assert torch.equal(samples.condition["turn"], turns)
+    assert (samples.data - wave(turns)).abs().max() < 0.1
+
+
+def test_it_samples_from_a_command_line_and_from_a_file(folder: Path, trained: Path) -> None:
+    (folder / "turns.txt").write_text("0.25\n\n0.5\n")
+    (folder / "turns.jsonl").write_text('{"turn": 0.25}\n{"turn": 0.5}\n')
+    waves = wave(torch.tensor([0.25, 0.5]))
+    for i, words in enumerate((["condition.turn=[0.25,0.5]"], ["conditions=turns.txt"], ["conditions=turns.jsonl"])):
+        done = run(folder, "sample.py", f"run={trained.name}", "n=4", f"out=out{i}", *words)
+        assert done.code == 0, done.output
+        for j in range(4):
+            path = folder / f"out{i}" / f"{j:06d}.json"
+            assert (Curve().read(path) - waves[j % 2]).abs().max() < 0.1
+            assert json.loads(path.read_text())["meta"]["turn"] == [0.25, 0.5][j % 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "message"),
+    [
+        (["condition.turn=2"], "", "condition.turn=2.0: expected a number from 0 to 1."),
+        (["condition.label=2"], "", "condition.label: this model knows no such condition (it knows: turn)."),
+        (["condition.turn=[0,0.1,0.2,0.3,0.4]"], "", "condition.turn: 5 values for 4 items."),
+        (["conditions=x.txt"], "0.1\nnorth\n", "x.txt:2: condition.turn=north: expected a number from 0 to 1."),
+        (["conditions=x.txt"], "\n", "conditions=x.txt: holds no condition"),
+        (["conditions=x.jsonl"], '{"turn": 0.1}\n{"label": 1}\n', "x.jsonl:2: expected turn, as in the lines before"),
+        (["conditions=x.jsonl"], '{"turn": 0.1}\n[3]\n', "x.jsonl:2: expected an object of conditions, such as"),
+        (["conditions=x.txt", "condition.turn=0"], "0.1\n", "condition.turn and conditions=x.txt: give one of them"),
+        (["prompt=x"], "", "unknown key 'prompt'"),
+    ],
+)  # fmt: skip
+def test_bad_conditions_are_answered_in_one_line(
+    words: list[str], content: str, message: str, folder: Path, trained: Path
+) -> None:
+    for name in ("x.txt", "x.jsonl"):
+        (folder / name).write_text(content)
+    done = run(folder, "sample.py", f"run={trained.name}", "n=4", *words)
+    done.line(2, message)
+
+
+@pytest.fixture(scope="module")
+def regressor(folder: Path, trained: Path) -> Path:
+    done = run(folder, "train.py", "--config-dir", "myconf", "model=regressor", *SMALL)
+    assert done.code == 0, done.output
+    (result,) = (folder / "runs").glob("*/regressor*/result.json")
+    return result.parent
+
+
+def test_a_model_that_does_not_generate_has_the_rest(
+    folder: Path, regressor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENLAB_ALLOW", "seam_parts")
+    path = regressor
+    result: dict[str, Any] = json.loads((path / "result.json").read_text())
+    assert result["metrics"]["val/loss"] < 0.05
+    assert not list((path / "samples").glob("*.csv"))
+    loaded = load_run(path, device="cpu")
+    assert loaded.weights == "ema"
+    message = "TurnRegressor is trained but does not generate."
+    run(folder, "sample.py", f"run={path.name}", "n=2").line(2, message)
+    export = command("scripts/export.py", f"run={path.name}", "out=export", folder=folder,
+                     environment={"GENLAB_ALLOW": "seam_parts"})  # fmt: skip
+    assert export.code == 0, export.output
+    again = load_run(folder / "export", device="cpu")
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_a_frozen_part_is_used_and_not_trained(folder: Path, regressor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run as part of another: outside its state, EMA and optimizer; named by its sha256; refused once it differs."""
+    monkeypatch.setenv("GENLAB_ALLOW", "seam_parts")
+    source = folder / "part"
+    export = command("scripts/export.py", f"run={regressor.name}", f"out={source}", folder=folder,
+                     environment={"GENLAB_ALLOW": "seam_parts"})  # fmt: skip
+    assert export.code == 0, export.output
+    options = ("train.py", "--config-dir", "myconf", "model=checked", f"model.regressor.path={source}", *SMALL)
+    done = run(folder, *options)
+    assert done.code == 0, done.output
+    (path,) = (result.parent for result in (folder / "runs").glob("*/checked*/result.json"))
+    checkpoint = load_checkpoint(path / "checkpoints" / "last.ckpt")
+    assert set(checkpoint["state_dict"]) == set(checkpoint["ema"]["ema"]) == {"linear.weight", "linear.bias"}
+    loaded = load_run(path, device="cpu")
+    sha256 = weights_sha256(load_run(regressor, device="cpu").model.linear.state_dict())  # type: ignore[union-attr, operator, arg-type]
+    assert checkpoint["frozen"] == {"model.regressor": sha256}
+    assert len(list(loaded.model.parameters())) == 2
+    losses = loaded.model.losses({"turn": torch.tensor([0.2]), "curve": wave(torch.tensor([0.2]))})
+    losses["agreed"].backward()
+    assert loaded.model.linear.weight.grad.abs().max() > 0  # type: ignore[union-attr, operator]
+
+    other = load_run(regressor, "raw", device="cpu").model  # other weights in the same place
+    with torch.no_grad():
+        other.linear.bias.add_(1)  # type: ignore[union-attr, operator]
+    shutil.rmtree(source)
+    config = {"config": OmegaConf.to_container(load_run(regressor, device="cpu").config)}
+    write_export(source, other.state_dict(), "ema", (1, 1), config)
+    changed = weights_sha256(other.linear.state_dict())[:12]  # type: ignore[union-attr, operator, arg-type]
+    for words in (("train.py", f"resume={path.name}", "schedule.max_samples=8192"), ("sample.py", f"run={path.name}")):
+        run(folder, *words).line(2, "model.regressor", str(source), sha256[:12], changed)
+
+
+def test_frozen_parts_of_folders(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+    from transformers import BertConfig, BertModel
+
+    bert = BertModel(BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                intermediate_size=32, max_position_embeddings=16))  # fmt: skip
+    bert.save_pretrained(tmp_path / "bert")
+    vae = AutoencoderKL(
+        1, 1, ("DownEncoderBlock2D",), ("UpDecoderBlock2D",), (8,), latent_channels=2, norm_num_groups=4
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    for name, network in (("bert", bert), ("vae", vae)):
+        part = FrozenPart(str(tmp_path / name))
+        assert part.sha256 == weights_sha256(network.state_dict())
+        assert not any(parameter.requires_grad for parameter in part.on("cpu").parameters())
+        assert not part.on("cpu").training
+    inner = FrozenPart(str(tmp_path / "vae"), "decoder.conv_out")
+    assert torch.equal(inner.on("cpu").weight, vae.decoder.conv_out.weight)
+    with pytest.raises(ConfigError, match=r"vae: part=decoder.x: Decoder has no x \(it has: conv_in, "):
+        FrozenPart(str(tmp_path / "vae"), "decoder.x")
+    with pytest.raises(ConfigError, match="nowhere"):
+        FrozenPart(str(tmp_path / "nowhere"))
+    (tmp_path / "bert" / "model.safetensors").rename(tmp_path / "bert" / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="bert: cannot be loaded"):
+        FrozenPart(str(tmp_path / "bert"))
+
+
+class Length(Judge):
+    """The longer the better."""
+
+    modality = "text"
+
+    def judge(self, samples: Samples, condition: Any) -> list[float]:
+        return [float(len(text)) for text in samples.data]
+
+
+class Half(Judge):
+    def judge(self, samples: Samples, condition: Any) -> list[float]:
+        return [0.5, math.nan][: len(samples)]
+
+
+def test_a_judge_gives_a_number_an_item() -> None:
+    assert Length()(Samples(Text(), ["a", "abc"])).tolist() == [1.0, 3.0]
+    with pytest.raises(ValueError, match="Length judges text, not image"):
+        Length()(Samples(Image(), torch.zeros(1, 1, 2, 2, dtype=torch.uint8)))
+    assert Half()(Samples(Text(), ["a"])).tolist() == [0.5]
+    for texts in (["a", "b"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="Half"):
+            Half()(Samples(Text(), texts))
