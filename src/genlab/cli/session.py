@@ -32,6 +32,7 @@ from genlab.callbacks.saver import Saver
 from genlab.cli.build import (
     build_data,
     build_model,
+    build_protocol,
     check_data,
     check_resumable,
     load_config,
@@ -47,6 +48,7 @@ from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError, Interrupted, Preempted
 from genlab.evaluation import evaluate, generate, sharding, write_record
+from genlab.evaluation.evaluator import modality_of
 from genlab.evaluation.latents import Panels
 from genlab.evaluation.pictures import curves
 from genlab.files import folder_or_cached, write_json
@@ -88,6 +90,8 @@ def train_session(run: RunDirectory) -> None:
     model.tokenizer = data.tokenizer
     if pretrained := OmegaConf.select(config, "model.network.path"):
         check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
+    if (protocol := build_protocol(config.get("evaluation"))) is not None:
+        protocol.check(model, data, modality_of(model))
     if here.rank == 0:
         sweep_temporaries(run.checkpoints)
         run.set_status("running", message=None, exit_code=None)
@@ -174,7 +178,7 @@ def make_trainer(
         SampleGrid(run.path / "samples", **options.samples),
         Reconstructions(run.path / "samples", (options.get("latents") or {}).get("reconstructions", 16)),
         EvaluateWhileTraining(
-            recorder, instantiate(config.get("evaluation")), run, options.evaluate_every, options.evaluate_n
+            recorder, build_protocol(config.get("evaluation")), run, options.evaluate_every, options.evaluate_n
         ),
         *(instantiate(node, Callback) for node in options.extra),
         *([Pruning(recorder, options.checkpoint.monitor, trial)] if (trial := Pruning.of_environment()) else []),
@@ -237,7 +241,7 @@ def finish(
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EvaluateWhileTraining) and callback.seconds:
             lines.append(f"evaluation while training took {callback.seconds:.0f} s, {callback.share:.0%} of its time")
-    protocol = instantiate(config.get("evaluation"))
+    protocol = build_protocol(config.get("evaluation"))
     if protocol is not None:
         context = {"run": run.path.name, "model": config.name}
         try:
