@@ -206,4 +206,4 @@ def _given(model: Any, data: Any, protocol: Protocol, device: torch.device, prog
     items = min(protocol.n or (1 << 62), len(metric.source(model, data, protocol)))
     with bar(progress, f"{protocol.name}: items", -(-items // world()[1])) as shown:
         rows = metric.read(model, data, protocol, device, shown.update)
-    return {**protocol.named(measure({name: metric}, Items(rows=rows))), "reference": metric.facts}
+    return {**protocol.named(measure({name: metric}, Items(rows))), "reference": metric.facts}

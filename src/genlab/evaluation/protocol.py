@@ -99,6 +99,9 @@ class Protocol:
                 "protocol each"
             )
         if isinstance(self.extractor, Mapping):
+            known = [field.name for field in fields(ExtractorChoice)]
+            if wrong := [key for key in self.extractor if key not in known]:
+                raise ConfigError(f"evaluation.extractor has no {wrong[0]} (it has {', '.join(known)})")
             self.extractor = ExtractorChoice(**self.extractor)
         elif not isinstance(self.extractor, ExtractorChoice):
             if not isinstance(self.extractor, str | Extractor | None):

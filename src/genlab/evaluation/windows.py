@@ -56,12 +56,12 @@ class SlidingWindows:
 
 def windows_of(
     model: Any, data: Any, split: str, context: int | None, stride: int | None, at: str = WINDOWS
-) -> tuple[Any, int | None, int | None]:
-    """What a likelihood reads, and its context and stride where the protocol states them.
+) -> SlidingWindows | Any:
+    """What a likelihood reads: the data's own windows, or SlidingWindows where context or stride are stated.
 
     Args:
-        context: tokens; None: those of the data's own windows.
-        stride: None: the data's own windows, or those of `context` without overlap.
+        context: tokens; None: as many as in the data's own windows.
+        stride: None: windows of `context` without overlap.
         at: key of the metric's settings, for messages.
 
     Raises:
@@ -69,7 +69,7 @@ def windows_of(
     """
     source = data.source(split)
     if context is None and stride is None:
-        return source, None, None
+        return source
     if source.rows is not None:
         raise ConfigError(f"{at}.stride: contiguous windows have a context of their own; leave stride and context out")
     if not isinstance(source, Tokens):
@@ -81,5 +81,4 @@ def windows_of(
     limit = getattr(model, "context", None)
     if limit is not None and context > limit:
         raise ConfigError(f"{at}.context={context}: the model reads at most {limit} tokens")
-    stride = stride or context
-    return SlidingWindows(source, context, stride, at), context, stride
+    return SlidingWindows(source, context, stride or context, at)

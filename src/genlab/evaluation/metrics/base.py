@@ -26,14 +26,13 @@ class Items:
     """N items that are measured together, in the order of their seeds; None: not there, or no metric needs it.
 
     Attributes:
-        data: uint8 images [N, C, H, W], N texts, or what else their modality has.
+        data: uint8 images [N, C, H, W], N texts, or what else their modality has; of given items, rows of numbers.
         features: float32 [N, D] of the protocol's extractor.
         logits: float32 [N, K], likewise.
         labels: int64 [N]: of generated items those asked for, of real ones their own.
         labelled: whether the classes of the logits are the labels.
         prompts: what each text goes on from.
         references: the right answers of each text.
-        rows: what `Given.score` gave, by name, a value an item.
     """
 
     data: Any = None
@@ -43,7 +42,6 @@ class Items:
     labelled: bool = True
     prompts: list[str] | None = None
     references: list[list[str]] | None = None
-    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Metric(torchmetrics.Metric):

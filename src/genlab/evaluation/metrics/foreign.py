@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import typing
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +15,7 @@ from genlab.errors import ConfigError
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable, _plain, target_of
 
 PART = 100  # items in one call of `update`
+LISTS = re.compile(r"(Sequence|[Ll]ist)\[[^\]]*(Sequence|[Ll]ist)\[")  # an annotation with lists of lists
 
 
 class Foreign(Metric):
@@ -56,8 +57,7 @@ class Foreign(Metric):
             )
         self.needs = frozenset({"pairs"} if self._pairs else {"samples", "reference"} if self._real else {"samples"})
         self.split_in_name = self._pairs or self._real
-        hints = typing.get_type_hints(type(metric).update) if self._pairs else {}
-        self._lists = _nested(hints.get(needed[-1]))
+        self._lists = bool(LISTS.search(str(taken[needed[-1]].annotation)))
 
     def compute(self) -> dict[str, float]:
         self.metric.reset()
@@ -70,7 +70,8 @@ class Foreign(Metric):
                 self.metric.update(part, real=True)
         found = self.metric.compute()
         self.metric.reset()
-        self.signatures = dict.fromkeys(values := dict(_numbers(found, self.key)), f"version:{_version(self.metric)}")
+        version = f"torchmetrics-{torchmetrics.__version__}" if self._own else target_of(type(self.metric))
+        self.signatures = dict.fromkeys(values := dict(_numbers(found, self.key)), f"version:{version}")
         return values
 
     def _references(self, items: Items) -> list[Any]:
@@ -117,21 +118,6 @@ def adapted(name: str, metric: Any) -> Metric:
     return metric
 
 
-def _nested(annotation: Any) -> bool:
-    """Whether an annotation has lists of lists: Sequence[Sequence[str]], perhaps in a union."""
-    inner = [a for a in typing.get_args(annotation) if a is not type(None)]
-    if inspect.isclass(origin := typing.get_origin(annotation)) and issubclass(origin, typing.Sequence):
-        return any(_sequence(a) for a in inner)
-    return any(_nested(a) for a in inner)
-
-
-def _sequence(annotation: Any) -> bool:
-    origin = typing.get_origin(annotation)
-    return (inspect.isclass(origin) and issubclass(origin, typing.Sequence)) or any(
-        _sequence(a) for a in typing.get_args(annotation)
-    )
-
-
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
     """What `compute` gave, as numbers: a dict's by its keys, several as NAME_0, NAME_1, ..."""
     if isinstance(value, Mapping):
@@ -142,8 +128,3 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(inner, f"{name}_{i}")
     else:
         yield name, float(value)
-
-
-def _version(metric: torchmetrics.Metric) -> str:
-    own = type(metric).__module__.startswith("torchmetrics.")
-    return f"torchmetrics-{torchmetrics.__version__}" if own else target_of(type(metric))

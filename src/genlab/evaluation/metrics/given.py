@@ -14,7 +14,7 @@ from genlab.evaluation import likelihood
 from genlab.evaluation.metrics.base import Metric, no_split
 from genlab.evaluation.reference import subset
 from genlab.evaluation.sharding import from_first_rank, sharded
-from genlab.evaluation.windows import windows_of
+from genlab.evaluation.windows import SlidingWindows, windows_of
 
 Count = Annotated[int, "ge 1"]
 Rows = dict[str, Tensor]
@@ -25,10 +25,8 @@ class Given(Metric):
 
     Attributes:
         batch: items in one call of the model.
-        facts: what was read, for the record; filled by `read` and `compute`.
+        facts: what was read, for the record.
     """
-
-    batch: int
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -50,8 +48,12 @@ class Given(Metric):
             raise no_split(data, protocol.reference_split)
 
     def source(self, model: Any, data: Any, protocol: Any) -> Any:
-        """What is read."""
+        """What is read; its `rows` are windows that must be read side by side and in order, or None."""
         return data.source(protocol.reference_split)
+
+    def finish(self, data: Any, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch as the model reads it."""
+        return data.finish(raw, "test")  # never augmented
 
     def score(self, model: Any, batch: Mapping[str, Tensor]) -> Rows:
         """By name, a number an item, [B] each."""
@@ -61,54 +63,52 @@ class Given(Metric):
         self, model: Any, data: Any, protocol: Any, device: torch.device, done: Callable[[int], Any] = lambda n: None
     ) -> Rows:
         """`score` of protocol.n items (a fixed random choice; None: all), in order. Every rank must call it."""
-        raise NotImplementedError
-
-
-class GivenImages(Given):
-    """Means over images of `score`, whose first is the one with a standard error."""
-
-    modality = "image"
-
-    def read(
-        self, model: Any, data: Any, protocol: Any, device: torch.device, done: Callable[[int], Any] = lambda n: None
-    ) -> Rows:
-        split = protocol.reference_split
-        source = self.source(model, data, protocol)
+        split, source = protocol.reference_split, self.source(model, data, protocol)
         ids = torch.from_numpy(subset(len(source), protocol.n))
+        together = getattr(source, "rows", None)
+        if together is not None and protocol.n is not None:
+            raise ConfigError("evaluation.n: contiguous windows are read from the first to the last; leave it null")
 
         def work(start: int, stop: int) -> Rows:
             part = ids[start:stop]
             raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
-            batch = data.finish({key: value.to(device) for key, value in raw.items()}, "test")  # never augmented
+            batch = self.finish(data, {key: value.to(device) for key, value in raw.items()})
             return {key: value.cpu() for key, value in self.score(model, batch).items()}
 
         with torch.no_grad():
-            rows = sharded(len(ids), 1, self.batch, work, done)
-        first = next(iter(rows))
-        self.facts = {
-            "data": data.manifest.name,
-            "split": split,
-            "sha256": data.manifest.identity(split),
-            "items": len(ids),
-            "of": len(source),
-            "standard_error": float(rows[first].std() / math.sqrt(len(ids))) if len(ids) > 1 else None,
-            "standard_error_of": first,
-        }
+            if together is None:
+                rows = sharded(len(ids), 1, self.batch, work, done)
+            else:  # all on every rank, so that a model that carries its state has all of a row
+                parts = []
+                for start in range(0, len(ids), together):
+                    parts.append(work(start, start + together))
+                    done(together)
+                rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        identity = {"data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
+        self.facts = {**identity, **self.describe(rows, len(source), model, data, protocol)}
         return rows
 
+    def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
+        """What was read, of `of` items that there are, and a standard error of the first mean."""
+        first = next(iter(rows))
+        n = len(rows[first])
+        error = float(rows[first].std() / math.sqrt(n)) if n > 1 else None
+        return {"items": n, "of": of, "standard_error": error, "standard_error_of": first}
+
     def compute(self) -> dict[str, float]:
-        return {key: float(value.mean()) for key, value in self.judged.rows.items()}
+        """Means over the items."""
+        return {key: float(value.mean()) for key, value in self.judged.data.items()}
 
 
-class VariationalNLL(GivenImages):
-    """The model's own upper bound of -log p(x), and its terms.
+class VariationalNLL(Given):
+    """The model's own upper bound of -log p(x) of images, and its terms.
 
     Args:
         terms: how many of the L_{t-1} of a diffusion model are computed an item, at random times; None: all.
         batch: images in one call of the model.
     """
 
-    key, capability = "variational_bound", likelihood.VariationalBound
+    key, modality, capability = "variational_bound", "image", likelihood.VariationalBound
 
     def __init__(self, terms: Count | None = None, batch: Count = 100) -> None:
         super().__init__(batch)
@@ -119,15 +119,15 @@ class VariationalNLL(GivenImages):
         return model.variational_bound(batch, terms=self.terms)
 
 
-class ImportanceWeightedNLL(GivenImages):
-    """The model's own estimate of -log p(x), under names that say how many draws: nll_iw200.
+class ImportanceWeightedNLL(Given):
+    """The model's own estimate of -log p(x) of images, under names that say how many draws: nll_iw200.
 
     Args:
         draws: importance samples an image.
         batch: images in one call of the model.
     """
 
-    key, capability = "importance_nll", likelihood.ImportanceNLL
+    key, modality, capability = "importance_nll", "image", likelihood.ImportanceNLL
 
     def __init__(self, draws: Count = 200, batch: Count = 100) -> None:
         super().__init__(batch)
@@ -138,14 +138,14 @@ class ImportanceWeightedNLL(GivenImages):
         return {f"{name}_iw{self.draws}": rows for name, rows in model.importance_nll(batch, self.draws).items()}
 
 
-class Reconstruction(GivenImages):
+class Reconstruction(Given):
     """Of pixels in [0, 1]: mse; psnr in dB, the mean over images; ssim (Wang et al. 2004) by torchmetrics.
 
     Args:
         batch: images in one call of the model.
     """
 
-    key, capability = "reconstruction", likelihood.Reconstructs
+    key, modality, capability = "reconstruction", "image", likelihood.Reconstructs
 
     def __init__(self, batch: Count = 100) -> None:
         super().__init__(batch)
@@ -161,16 +161,13 @@ class Reconstruction(GivenImages):
 
 
 class TextLikelihood(Given):
-    """How likely the windows of a split are.
+    """How likely the windows of a split are: the data's own, one after another, or those of `context` and `stride`.
 
-    The windows are the data's own, one after another, or those of `context` and `stride`. A token is predicted from
-    what stands before it in its window (of a masked model, from any part of it), so without overlap the first tokens
-    of a window have little context; contiguous windows are read in their order, on every rank, so that a model that
-    carries its state has all of a row.
-
-    Gives nats_per_token; perplexity = exp(nats_per_token); of the text, whatever its vocabulary: bits_per_byte,
-    bits_per_character, and word_perplexity = exp(nats of the split / words between white space) (none of the three
-    where the data has unknown words, the last not in scripts without spaces).
+    A token is predicted from what stands before it in its window (of a masked model, from any part of it), so without
+    overlap the first tokens of a window have little context. Gives nats_per_token; perplexity = exp(nats_per_token);
+    of the text, whatever its vocabulary: bits_per_byte, bits_per_character, and word_perplexity = exp(nats of the
+    split / words between white space) (none of the three where the data has unknown words, the last not in scripts
+    without spaces).
 
     Args:
         context: inputs a window; None: those of the data's own windows.
@@ -178,9 +175,8 @@ class TextLikelihood(Given):
         batch: windows in one call of the model.
     """
 
-    key, modality = "text_likelihood", "text"
+    key, modality, named = "text_likelihood", "text", "{}"  # what is no likelihood says so
     capability: ClassVar[type | None] = likelihood.LogLikelihood
-    named = "{}"  # what is no likelihood says so
 
     def __init__(self, context: Count | None = None, stride: Count | None = None, batch: Count = 100) -> None:
         super().__init__(batch)
@@ -197,60 +193,33 @@ class TextLikelihood(Given):
     def score(self, model: Any, batch: Mapping[str, Tensor]) -> Rows:
         sums, counts = self.scores(model, batch)
         context = torch.full((len(counts),), batch["input_ids"].shape[1])
-        return {"sum": sums.double().cpu(), "tokens": counts.long().cpu(), "context": context}
+        return {"sum": sums.double(), "tokens": counts.long(), "context": context}
+
+    def finish(self, data: Any, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return raw
 
     def source(self, model: Any, data: Any, protocol: Any) -> Any:
-        return self.windows(model, data, protocol)[0]
-
-    def windows(self, model: Any, data: Any, protocol: Any) -> tuple[Any, int | None, int | None]:
-        """See windows_of."""
         at = f"evaluation.metrics.{self.key}"
         return windows_of(model, data, protocol.reference_split, self.context, self.stride, at)
 
-    def read(
-        self, model: Any, data: Any, protocol: Any, device: torch.device, done: Callable[[int], Any] = lambda n: None
-    ) -> Rows:
-        split = protocol.reference_split
-        source, context, stride = self.windows(model, data, protocol)
-        side_by_side = source.rows
-        if side_by_side is not None and protocol.n is not None:
-            raise ConfigError("evaluation.n: contiguous windows are read from the first to the last; leave it null")
-        ids = torch.from_numpy(subset(len(source), protocol.n))
-
-        def work(start: int, stop: int) -> Rows:
-            part = ids[start:stop]
-            batch = {key: value.to(device) for key, value in source.batch(part, torch.zeros_like(part)).items()}
-            return self.score(model, {"id": part.to(device), "position": part.to(device), **batch})
-
-        with torch.no_grad():
-            if side_by_side is None:
-                rows = sharded(len(ids), 1, self.batch, work, done)
-            else:
-                parts = []
-                for start in range(0, len(ids), side_by_side):
-                    parts.append(work(start, start + side_by_side))
-                    done(side_by_side)
-                rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        units = from_first_rank(lambda: data.units_per_token(split)) or {}
-        longest = int(rows["context"].max())
-        self.facts = {
-            "data": data.manifest.name,
-            "split": split,
-            "sha256": data.manifest.identity(split),
-            "windows": len(ids),
-            "of": len(source),
+    def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
+        """Windows, tokens, bytes, characters and words a token, context and stride in tokens."""
+        units = from_first_rank(lambda: data.units_per_token(protocol.reference_split)) or {}
+        source, longest = self.source(model, data, protocol), int(rows["context"].max())
+        sliding, carried = isinstance(source, SlidingWindows), getattr(model, "carried", None) is not None
+        return {
+            "windows": len(rows["sum"]),
+            "of": of,
             "tokens": int(rows["tokens"].sum()),
             **{f"{unit}s_per_token": units.get(unit) for unit in ("byte", "character", "word")},
-            "context": context or longest,
-            "stride": stride or longest,  # the data's own windows follow one another without overlap
+            "context": source.context if sliding else longest,
+            "stride": source.stride if sliding else longest,  # the data's own follow one another without overlap
+            **({} if source.rows is None else {"rows": source.rows, "carried": carried}),
         }
-        if side_by_side is not None:
-            self.facts |= {"rows": side_by_side, "carried": getattr(model, "carried", None) is not None}
-        return rows
 
     def compute(self) -> dict[str, float]:
-        rows, facts = self.judged.rows, self.facts
-        nats = -rows["sum"].sum().item() / max(facts["tokens"], 1)
+        facts = self.facts
+        nats = -self.judged.data["sum"].sum().item() / max(facts["tokens"], 1)
         values = {"nats_per_token": nats, "perplexity": _exp(nats)}
         for unit in ("byte", "character"):
             if facts[f"{unit}s_per_token"] is not None:
@@ -274,11 +243,7 @@ class TextBound(TextLikelihood):
     capability: ClassVar[type | None] = likelihood.LikelihoodBound
 
     def __init__(
-        self,
-        terms: Count | None = None,
-        context: Count | None = None,
-        stride: Count | None = None,
-        batch: Count = 100,
+        self, terms: Count | None = None, context: Count | None = None, stride: Count | None = None, batch: Count = 100
     ) -> None:
         super().__init__(context, stride, batch)
         self.refuse_below(1, terms=terms)
