@@ -22,9 +22,10 @@ from genlab.cli.compose import compose_config
 from genlab.cli.old_protocol import METRICS, new_form, new_keys, record_in_new_form
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
-from genlab.evaluation.judged import texts_from
+from genlab.evaluation.judged import images_from, texts_from
 from genlab.evaluation.metrics import FID, KID, Items, Metric, TextCopying, TextQuality
 from genlab.evaluation.metrics.foreign import Foreign
+from genlab.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -213,6 +214,39 @@ def test_image_metrics_of_torchmetrics(cache: Path) -> None:
     assert values["tv_40.proxy"] == pytest.approx(TotalVariation("mean")(images.float()).item(), rel=1e-5)
     assert values["fid_40_test.proxy"] > 0
     assert record["floor"]["values"]["tv_40.proxy"] != values["tv_40.proxy"]
+
+
+class Loudness(Metric):
+    """Root mean square of sounds."""
+
+    modality = "audio"
+
+    def compute(self) -> dict[str, float]:
+        return {"loudness": float(self.judged.data.double().square().mean().sqrt())}
+
+
+class Hum(Painter):
+    """A model of a modality that evaluation has no code for."""
+
+    modality, conditions = "audio", ()
+
+    def sample(self, seeds: Tensor, condition: Any = None, sampler: Any = None) -> Samples:
+        return Samples("audio", torch.full((len(seeds), 1, 50), 0.5) * (seeds % 2)[:, None, None], sample_rate=8000)
+
+
+def test_another_modality_needs_a_metric_only(cache: Path) -> None:
+    data = make_data(cache / "data")
+    protocol = Protocol(metrics={"loudness": Loudness()}, n=20, chunk=8)
+    record = evaluate(Hum(), data, protocol, progress=False)
+    assert record["values"] == {"loudness_20_test.proxy": pytest.approx(0.5 / 2**0.5)}
+    assert "floor" not in record
+    assert json.loads(json.dumps(record)) == record
+    with pytest.raises(ConfigError, match="judges image, the model makes audio"):
+        evaluate(Hum(), data, small(), progress=False)
+    with pytest.raises(ConfigError, match=r"evaluation\.n: say how many"):
+        evaluate(Hum(), data, Protocol(metrics={"loudness": Loudness()}), progress=False)
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics is empty"):
+        evaluate_samples(lambda wanted: images_from(data, "val", wanted), data, Protocol(metrics={}, n=4), device=CPU)
 
 
 def test_two_of_one_class_have_names_of_their_own(cache: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from genlab.errors import ConfigError
 from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
 from genlab.evaluation.judged import Judged, images_of, reconstructions_of, texts_of
 from genlab.evaluation.metrics.base import Items, measure
@@ -21,6 +22,8 @@ from genlab.evaluation.sharding import from_first_rank, world
 from genlab.evaluation.texts import item_record
 
 Say = Callable[[str], None]
+WITH_EXTRACTOR = ("image",)  # modalities whose items an extractor reads, beside real ones
+MAKERS = {"text": texts_of}  # what makes a model's items; of others images_of
 
 
 def evaluate(
@@ -78,8 +81,10 @@ def evaluate(
                     return reconstructions_of(model, data, wanted)
                 return MAKERS.get(modality, images_of)(model, data, wanted, sampler, seed)
 
-            options = (device, progress, picture, table, max_minutes, say)
-            part, protocol = JUDGES.get(modality, judge_items)(made, data, protocol, *options)
+            if modality in WITH_EXTRACTOR:
+                part, protocol = judge_images(made, data, protocol, device, progress, picture, max_minutes, say)
+            else:
+                part = item_record(made(protocol), protocol, progress, data, device, table)
     finally:
         model.train(was_training)
     part["model"] = {
@@ -115,8 +120,12 @@ def evaluate_samples(
     began = time.perf_counter()
     modality = modality_of(judged(protocol).read(0, 1))
     protocol.check(None, data, modality, "the samples are")
-    options = (device, progress, picture, table, max_minutes, say)
-    part, protocol = JUDGES.get(modality, judge_items)(judged, data, protocol, *options)
+    if not protocol.metrics:
+        raise ConfigError("evaluation.metrics is empty: name a metric, or choose another protocol")
+    if modality in WITH_EXTRACTOR:
+        part, protocol = judge_images(judged, data, protocol, device, progress, picture, max_minutes, say)
+    else:
+        part = item_record(judged(protocol), protocol, progress, data, device, table)
     return _finished({**part, "model": None}, protocol, device, began, context)
 
 
@@ -127,7 +136,6 @@ def judge_images(
     device: torch.device,
     progress: bool,
     picture: Path | None,
-    table: Path | None,
     max_minutes: float | None,
     say: Say | None,
 ) -> tuple[dict[str, Any], Protocol]:
@@ -152,26 +160,6 @@ def judge_images(
             protocol = fewer
             evaluation, items = ImageEvaluation(data, protocol, device, progress), judged(protocol)
     return evaluation.record(items, picture), protocol
-
-
-def judge_items(
-    judged: Callable[[Protocol], Judged],
-    data: Any,
-    protocol: Protocol,
-    device: torch.device,
-    progress: bool,
-    picture: Path | None,
-    table: Path | None,
-    max_minutes: float | None,
-    say: Say | None,
-) -> tuple[dict[str, Any], Protocol]:
-    """As judge_images, of items that no extractor reads."""
-    return item_record(judged(protocol), protocol, progress, data, device, table), protocol
-
-
-# By modality: what makes a model's items, and what judges them; others are made as images and judged as texts are.
-MAKERS = {"text": texts_of}
-JUDGES = {"image": judge_images}
 
 
 def modality_of(maker: Any) -> str:

@@ -166,8 +166,10 @@ class Protocol:
             if metric.capability is not None and model is None:
                 raise ConfigError(f"evaluation={self.name} needs a model, not samples: choose another protocol")
             metric.check(model, data, self)
-        if model is None:
+        if model is None or not self.metrics:
             return
+        if self.n is None and self.given is None:
+            raise ConfigError("evaluation.n: say how many samples are generated")
         if self.prompt and "prompt_ids" not in model.conditions:
             raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
         if self.judged == "reconstructions" and not isinstance(model, Reconstructs):
