@@ -63,7 +63,7 @@ class Brightness(Metric):
 
     def __init__(self, level: int = 0) -> None:
         super().__init__()
-        self.level = level
+        self.keep(level=level)
 
     def compute(self) -> dict[str, float]:
         mean, real = (items.data[items.data >= self.level].double().mean() for items in (self.judged, self.reference))

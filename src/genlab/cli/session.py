@@ -47,7 +47,7 @@ from genlab.cli.redact import redact
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError, Interrupted, Preempted
-from genlab.evaluation import evaluate, generate, sharding, write_record
+from genlab.evaluation import Protocol, evaluate, generate, sharding, write_record
 from genlab.evaluation.evaluator import modality_of
 from genlab.evaluation.latents import Panels
 from genlab.evaluation.pictures import curves
@@ -90,7 +90,8 @@ def train_session(run: RunDirectory) -> None:
     model.tokenizer = data.tokenizer
     if pretrained := OmegaConf.select(config, "model.network.path"):
         check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
-    if (protocol := build_protocol(config.get("evaluation"))) is not None:
+    protocol = build_protocol(config.get("evaluation"))
+    if protocol is not None:
         protocol.check(model, data, modality_of(model))
     if here.rank == 0:
         sweep_temporaries(run.checkpoints)
@@ -120,7 +121,7 @@ def train_session(run: RunDirectory) -> None:
     if here.world > 1:
         pulse = Pulse(run.path, here.rank)
         sharding.on_wait = partial(pulse.mark, "had done its share of sampling")
-    trainer, ema, recorder = make_trainer(config, run, model, here, pulse)
+    trainer, ema, recorder = make_trainer(config, run, model, here, pulse, protocol)
     (saver,) = (callback for callback in trainer.callbacks if isinstance(callback, Saver))  # type: ignore[attr-defined]
     try:
         try:
@@ -129,7 +130,7 @@ def train_session(run: RunDirectory) -> None:
             if not saver.left:
                 raise
             raise saver.stopped() from error  # another rank has left, which breaks a collective of this one
-        finish(run, config, model, data, ema, recorder, trainer, began)
+        finish(run, config, model, data, protocol, ema, recorder, trainer, began)
     except Pruned as pruned:
         if here.rank == 0:
             write_result(run, config, recorder, model.samples_seen, pruned=True)
@@ -154,7 +155,12 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def make_trainer(
-    config: DictConfig, run: RunDirectory, model: GenerativeModel, here: Place, pulse: Pulse | None
+    config: DictConfig,
+    run: RunDirectory,
+    model: GenerativeModel,
+    here: Place,
+    pulse: Pulse | None,
+    protocol: Protocol | None,
 ) -> tuple[pl.Trainer, EMA, Recorder]:
     """Lightning's Trainer with GenLab's callbacks, in the order that they need (each says why in its docstring)."""
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
@@ -177,9 +183,7 @@ def make_trainer(
         FiniteGuard(events, run, **(options.get("guard") or {})),
         SampleGrid(run.path / "samples", **options.samples),
         Reconstructions(run.path / "samples", (options.get("latents") or {}).get("reconstructions", 16)),
-        EvaluateWhileTraining(
-            recorder, build_protocol(config.get("evaluation")), run, options.evaluate_every, options.evaluate_n
-        ),
+        EvaluateWhileTraining(recorder, protocol, run, options.evaluate_every, options.evaluate_n),
         *(instantiate(node, Callback) for node in options.extra),
         *([Pruning(recorder, options.checkpoint.monitor, trial)] if (trial := Pruning.of_environment()) else []),
         ema,
@@ -214,6 +218,7 @@ def finish(
     config: DictConfig,
     model: GenerativeModel,
     data: DataModule,
+    protocol: Protocol | None,
     ema: EMA,
     recorder: Recorder,
     trainer: pl.Trainer,
@@ -241,7 +246,6 @@ def finish(
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EvaluateWhileTraining) and callback.seconds:
             lines.append(f"evaluation while training took {callback.seconds:.0f} s, {callback.share:.0%} of its time")
-    protocol = build_protocol(config.get("evaluation"))
     if protocol is not None:
         context = {"run": run.path.name, "model": config.name}
         try:

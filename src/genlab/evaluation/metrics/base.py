@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
+import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,7 +47,7 @@ class Items:
 
 
 class Metric(torchmetrics.Metric):
-    """Base class: `compute` gives values by name. Its constructor's arguments are its settings, kept under their names.
+    """Base class: `compute` gives values by name. Its constructor's arguments are its settings, see `keep`.
 
     `update` gets all items at once, on the first process only, so nothing is synchronised. Real items are measured by
     the same object afterwards, for the floor. `compute` may leave `signatures` (what decides a value), `missing` (why
@@ -72,6 +74,9 @@ class Metric(torchmetrics.Metric):
     all_ranks: ClassVar[bool] = False
     closest_pairs: ClassVar[bool] = False
     full_state_update = False
+    if typing.TYPE_CHECKING:  # the settings
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)
@@ -134,11 +139,18 @@ class Metric(torchmetrics.Metric):
         """What a config would name, with all settings."""
         return {"_target_": target_of(type(self)), **self.settings()}
 
-    def refuse_below(self, least: int, **settings: int | None) -> None:
-        """Raises a ConfigError for the first setting that is a number below `least`."""
+    def keep(self, **settings: Any) -> None:
+        """Keeps arguments of the constructor under their names, where they are what its annotations allow.
+
+        Raises:
+            ConfigError: a number below the N of Annotated[int, "ge N"].
+        """
+        allowed = typing.get_type_hints(type(self).__init__, include_extras=True)
         for name, value in settings.items():
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ConfigError(f"evaluation.metrics.{self.key}.{name} is {value}: must be at least {least}")
+            least = re.search(r"'ge (\d+)'", str(allowed.get(name)))
+            if least and value is not None and (not isinstance(value, int) or value < int(least[1])):
+                raise ConfigError(f"evaluation.metrics.{self.key}.{name} is {value}: must be at least {least[1]}")
+            setattr(self, name, value)
 
 
 @dataclass

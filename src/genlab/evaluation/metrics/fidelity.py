@@ -151,9 +151,7 @@ class KID(FeatureMetric):
 
     def __init__(self, subsets: Annotated[int, "ge 1"] = 100, subset_size: Annotated[int, "ge 2"] = 1000) -> None:
         super().__init__()
-        self.refuse_below(1, subsets=subsets)
-        self.refuse_below(2, subset_size=subset_size)
-        self.subsets, self.subset_size = subsets, subset_size
+        self.keep(subsets=subsets, subset_size=subset_size)
 
     def compute(self) -> dict[str, float]:
         values = kid(self.judged.features, self.reference.features, self.subsets, self.subset_size)
@@ -171,8 +169,7 @@ class PrecisionRecall(FeatureMetric):
 
     def __init__(self, neighbours: Annotated[int, "ge 1"] = 3) -> None:
         super().__init__()
-        self.refuse_below(1, neighbours=neighbours)
-        self.neighbours = neighbours
+        self.keep(neighbours=neighbours)
 
     def compute(self) -> dict[str, float]:
         values = precision_recall(self.judged.features, self.reference.features, self.neighbours)
@@ -190,8 +187,7 @@ class DensityCoverage(FeatureMetric):
 
     def __init__(self, neighbours: Annotated[int, "ge 1"] = 5) -> None:
         super().__init__()
-        self.refuse_below(1, neighbours=neighbours)
-        self.neighbours = neighbours
+        self.keep(neighbours=neighbours)
 
     def compute(self) -> dict[str, float]:
         features, real = self.judged.features, self.reference.features
@@ -270,8 +266,7 @@ class InceptionScore(LogitMetric):
 
     def __init__(self, splits: Annotated[int, "ge 1"] = 10) -> None:
         super().__init__()
-        self.refuse_below(1, splits=splits)
-        self.splits = splits
+        self.keep(splits=splits)
 
     def compute(self) -> dict[str, float]:
         return dict(zip(self.outputs, inception_score(self.logits(), self.splits), strict=True))

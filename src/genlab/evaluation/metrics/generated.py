@@ -43,7 +43,7 @@ class TextQuality(TextMetric):
 
     def __init__(self, tokenize: Tokenize = "13a", sentences: Sentences = "newline") -> None:
         super().__init__()
-        self.tokenize, self.sentences = tokenize, sentences
+        self.keep(tokenize=tokenize, sentences=sentences)
 
     def compute(self) -> dict[str, float]:
         from genlab.evaluation.text import text_quality  # here: torchmetrics.text takes seconds
@@ -65,7 +65,7 @@ class TextCoherence(TextMetric):
 
     def __init__(self, sentences: Sentences = "newline", sentence_encoder: str | None = None) -> None:
         super().__init__()
-        self.sentences, self.sentence_encoder = sentences, sentence_encoder
+        self.keep(sentences=sentences, sentence_encoder=sentence_encoder)
         self._encoder: Any = None
         self._foreign: str | None = None
 
@@ -167,7 +167,7 @@ class TextHarm(TextMetric):
                 f"evaluation.metrics.{self.key}.classifier: {type(classifier).__name__} is no "
                 f"{TextClassifier.__module__}.TextClassifier; derive it from that"
             )
-        self.words, self.classifier, self.threshold = words, classifier, threshold
+        self.keep(words=words, classifier=classifier, threshold=threshold)
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
         """Also that there is a list that can be read, or a classifier."""

@@ -30,8 +30,7 @@ class Given(Metric):
 
     def __init__(self, batch: int) -> None:
         super().__init__()
-        self.refuse_below(1, batch=batch)
-        self.batch = batch
+        self.keep(batch=batch)
         self.facts: dict[str, Any] = {}
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
@@ -112,8 +111,7 @@ class VariationalNLL(Given):
 
     def __init__(self, terms: Count | None = None, batch: Count = 100) -> None:
         super().__init__(batch)
-        self.refuse_below(1, terms=terms)
-        self.terms = terms
+        self.keep(terms=terms)
 
     def score(self, model: likelihood.VariationalBound, batch: Mapping[str, Tensor]) -> Rows:
         return model.variational_bound(batch, terms=self.terms)
@@ -131,8 +129,7 @@ class ImportanceWeightedNLL(Given):
 
     def __init__(self, draws: Count = 200, batch: Count = 100) -> None:
         super().__init__(batch)
-        self.refuse_below(1, draws=draws)
-        self.draws = draws
+        self.keep(draws=draws)
 
     def score(self, model: likelihood.ImportanceNLL, batch: Mapping[str, Tensor]) -> Rows:
         return {f"{name}_iw{self.draws}": rows for name, rows in model.importance_nll(batch, self.draws).items()}
@@ -180,8 +177,7 @@ class TextLikelihood(Given):
 
     def __init__(self, context: Count | None = None, stride: Count | None = None, batch: Count = 100) -> None:
         super().__init__(batch)
-        self.refuse_below(1, context=context, stride=stride)
-        self.context, self.stride = context, stride
+        self.keep(context=context, stride=stride)
 
     def name_parts(self) -> list[str]:
         return [f"{key}{value}" for key in ("context", "stride") if (value := getattr(self, key)) is not None]
@@ -246,8 +242,7 @@ class TextBound(TextLikelihood):
         self, terms: Count | None = None, context: Count | None = None, stride: Count | None = None, batch: Count = 100
     ) -> None:
         super().__init__(context, stride, batch)
-        self.refuse_below(1, terms=terms)
-        self.terms = terms
+        self.keep(terms=terms)
 
     def scores(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         return model.likelihood_bound(batch, self.terms)
