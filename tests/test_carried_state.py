@@ -23,6 +23,7 @@ from genlab.data.text import CharacterText
 from genlab.data.words import WordText
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation import evaluate
+from genlab.evaluation.metrics import TextLikelihood
 from genlab.evaluation.protocol import Protocol
 from genlab.models.autoregressive import AutoregressiveModel
 from genlab.models.trained import Plan
@@ -248,7 +249,9 @@ def test_penn_treebank_by_words(tmp_path: Path) -> None:
     assert data.bytes_per_token("val") is None  # type: ignore[func-returns-value]
     torch.manual_seed(0)
     model = AutoregressiveModel(AWDLSTM(13, 8, 12, 2), None, carried_state=True).eval()
-    record = evaluate(model, data, Protocol(metrics=["text_likelihood"], reference_split="test"), weights="raw")
+    record = evaluate(
+        model, data, Protocol(metrics={"text_likelihood": TextLikelihood()}, reference_split="test"), weights="raw"
+    )
     ids = torch.tensor(data.tokenizer.encode(" a cat of N years ate the zebra \n" * 7).ids)
     with torch.no_grad():
         nll = torch.nn.functional.cross_entropy(model.network(ids[None, :-1]).logits[0], ids[1:])

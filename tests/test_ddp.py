@@ -33,6 +33,18 @@ from test_text_more import small_encoder
 from genlab.cli.build import build_model
 from genlab.cli.load import load_run
 from genlab.evaluation import Protocol, evaluate, generate
+from genlab.evaluation.metrics import (
+    FID,
+    KID,
+    CodeValidity,
+    Confidence,
+    InceptionScore,
+    PrecisionRecall,
+    TextCoherence,
+    TextCopying,
+    TextLikelihood,
+    TextQuality,
+)
 from genlab.runs.checkpoint import load_checkpoint
 
 # Every family, and experiments that differ in more than weights of losses; beta-TC's estimate is of a micro-batch.
@@ -167,9 +179,9 @@ def test_metrics_are_equal_on_1_2_3_ranks(tmp_path: Path) -> None:
     path = make_images(tmp_path / "many.npz", [1, 28, 28], 10, 100)
     run = new_run(small_run("model=ddpm", tmp_path, f"data.path={path}", "sampler.steps=2"))
     assert work(run) == 0, log(run)
-    metrics = ["fid", "kid", "inception_score", "precision_recall", "confident_09"]
-    options = {"metrics": metrics, "n": 50, "reference_split": "train", "extractor": "mnist-cnn", "floor": False,
-               "kid_subset_size": 20, "kid_subsets": 10}  # fmt: skip
+    metrics = {"fid": FID(), "kid": KID(10, 20), "inception_score": InceptionScore(),
+               "precision_recall": PrecisionRecall(), "confident_09": Confidence()}  # fmt: skip
+    options = {"metrics": metrics, "n": 50, "reference_split": "train", "extractor": "mnist-cnn", "floor": False}
     found = [together(ranks, _values, str(run.path), str(tmp_path / "cache"), options) for ranks in (1, 2, 3)]
     values = found[0][0]["values"]
     assert not found[0][0]["missing"]
@@ -184,12 +196,12 @@ def test_text_metrics_are_equal_on_1_2_3_ranks(tmp_path: Path) -> None:
     assert work(run) == 0, log(run)
     encoder = small_encoder(tmp_path / "encoder")
     protocols: list[dict[str, Any]] = [
-        {"metrics": ["text_quality"], "n": 21, "reference_split": "train", "prompt": 8, "tokenize": "char"},
-        {"metrics": ["text_likelihood"], "reference_split": "val"},
-        {"metrics": ["text_likelihood"], "reference_split": "val", "stride": 3, "n": 40},
-        {"metrics": ["text_copying", "code_validity"], "n": 21, "reference_split": "val", "ngrams": [2]},
-        {"metrics": ["text_coherence"], "n": 21, "reference_split": "val", "sentence_encoder": str(encoder),
-         "sentences": "newline"},
+        {"metrics": {"text_quality": TextQuality("char")}, "n": 21, "reference_split": "train", "prompt": 8},
+        {"metrics": {"text_likelihood": TextLikelihood()}, "reference_split": "val"},
+        {"metrics": {"text_likelihood": TextLikelihood(stride=3)}, "reference_split": "val", "n": 40},
+        {"metrics": {"text_copying": TextCopying((2,)), "code_validity": CodeValidity()}, "n": 21,
+         "reference_split": "val"},
+        {"metrics": {"text_coherence": TextCoherence("newline", str(encoder))}, "n": 21, "reference_split": "val"},
     ]  # fmt: skip
     found = [together(ranks, _all_values, str(run.path), str(tmp_path / "cache"), protocols) for ranks in (1, 2, 3)]
     for i in range(len(protocols)):

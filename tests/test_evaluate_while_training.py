@@ -35,8 +35,8 @@ def test_a_proxy_at_every_validation(tmp_path: Path) -> None:
 
 @pytest.mark.faults(29)
 def test_a_failing_evaluation_costs_a_warning(tmp_path: Path) -> None:
-    path = "evaluation.extractor_path=/nowhere"
-    run = new_run(small_run("model=ddpm", tmp_path, *OPTIONS, "evaluation.extractor=inception-v3-compat", path))
+    path = "evaluation.extractor.path=/nowhere"
+    run = new_run(small_run("model=ddpm", tmp_path, *OPTIONS, "evaluation.extractor.name=inception-v3-compat", path))
     assert work(run) == 0, log(run)
     assert "evaluation fid_8_train20.proxy failed, its value is missing" in log(run)
     assert "not evaluated" in log(run)

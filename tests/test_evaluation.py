@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,19 @@ from genlab.conditions import class_labels
 from genlab.data.images import Npz
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, write_record
-from genlab.evaluation.fidelity import fid
 from genlab.evaluation.judged import describe
+from genlab.evaluation.metrics import (
+    FID,
+    KID,
+    Confidence,
+    InceptionScore,
+    LabelAccuracy,
+    PrecisionRecall,
+    TextLikelihood,
+    VariationalNLL,
+)
+from genlab.evaluation.metrics.fidelity import fid
+from genlab.evaluation.protocol import ExtractorChoice
 from genlab.evaluation.reference import RealImages, resized, subset
 from genlab.evaluation.sharding import bounds, sharded
 from genlab.modality import Image, Text
@@ -112,8 +123,8 @@ def make_data(folder: Path, offset: int = 0) -> Npz:
 
 
 def small(**options: Any) -> Protocol:
-    defaults: dict[str, Any] = {"metrics": ["fid", "label_accuracy", "confident_09"], "n": 40, "chunk": 16, "batch": 10}
-    return Protocol(**{**defaults, "extractor": Corner(), **options})
+    metrics = {"fid": FID(), "label_accuracy": LabelAccuracy(), "confident_09": Confidence()}
+    return Protocol(**{"metrics": metrics, "n": 40, "chunk": 16, "extractor": Corner(), **options})
 
 
 # ---- protocols
@@ -122,28 +133,54 @@ def small(**options: Any) -> Protocol:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"metrics": ["fid"], "n": 2000, "name": "fid_2k_test"}, "fid_2k_test.proxy"),
-        ({"metrics": ["fid"], "n": 50_000, "name": "fid"}, "fid_50k_test"),
-        ({"metrics": ["fid"], "n": 10_000, "name": "fid_50k_test"}, "fid_10k_test"),
-        ({"metrics": ["fid"], "n": 10_000, "reference_n": 500, "name": "fid_10k_test"}, "fid_10k_test500.proxy"),
-        ({"metrics": ["fid"]}, "evaluation.n"),
-        ({"metrics": ["fid"], "n": 0}, "at least 1"),
-        ({"metrics": ["fud"], "n": 10}, "no metric 'fud'"),
-        ({"metrics": ["fid", "text_likelihood"], "n": 10}, "mixes"),
-        ({"metrics": ["fid"], "n": 10, "reference_split": "valid"}, "choose one of train, val, test"),
+        ({"n": 2000, "name": "fid_2k_test"}, "fid_2k_test.proxy"),
+        ({"n": 50_000, "name": "fid"}, "fid_50k_test"),
+        ({"n": 10_000, "name": "fid_50k_test"}, "fid_10k_test"),
+        ({"n": 10_000, "reference_n": 500, "name": "fid_10k_test"}, "fid_10k_test500.proxy"),
+        ({}, "evaluation.n"),
+        ({"n": 0}, "at least 1"),
+        ({"metrics": {"fud": "fud"}, "n": 10}, r"evaluation\.metrics\.fud: 'fud' is no metric"),
+        ({"metrics": ["fid"], "n": 10}, "is no mapping"),
+        ({"metrics": {"fid": FID(), "text_likelihood": TextLikelihood()}, "n": 10}, "mixes"),
+        ({"n": 10, "reference_split": "valid"}, "choose one of train, val, test"),
+        ({"n": 10, "extractor": {"resize": 0}}, r"evaluation\.extractor\.resize is 0"),
+        ({"n": 10, "extractor": 7}, r"evaluation\.extractor=7"),
     ],
 )
 def test_protocol_refuses(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Protocol(**options)
+        Protocol(**{"metrics": {"fid": FID()}, **options})
+
+
+def test_a_protocol_has_few_fields_and_a_metric_its_own_settings() -> None:
+    assert len(fields(Protocol)) <= 12
+    protocol = Protocol(metrics={"fid": FID(), "kid": KID(subsets=7)}, n=10, extractor="mnist-cnn")
+    record = protocol.record()
+    assert record["metrics"] == {
+        "fid": {"_target_": "genlab.evaluation.metrics.FID"},
+        "kid": {"_target_": "genlab.evaluation.metrics.KID", "subsets": 7, "subset_size": 1000},
+    }
+    assert record["extractor"] == {"name": "mnist-cnn", "path": None, "resize": None, "batch": None}
+    assert json.loads(json.dumps(record)) == record
+    for make, words in (
+        (lambda: KID(subsets=0), "kid.subsets is 0: must be at least 1"),
+        (lambda: KID(subset_size=1), "kid.subset_size is 1: must be at least 2"),
+        (lambda: TextLikelihood(stride=0), "text_likelihood.stride is 0"),
+        (lambda: VariationalNLL(terms=-1), "variational_bound.terms is -1"),
+    ):
+        with pytest.raises(ConfigError, match=rf"evaluation\.metrics\.{words}"):
+            make()
 
 
 def test_names() -> None:
-    assert Protocol(metrics=["fid"], n=50_000, reference_split="train").name == "fid_50k_train"
-    proxy = Protocol(metrics=["fid"], n=1000, name="fid_1k_test.proxy")
+    assert Protocol(metrics={"fid": FID()}, n=50_000, reference_split="train").name == "fid_50k_train"
+    metrics = {"fid": FID(), "kid": KID(), "label_accuracy": LabelAccuracy()}
+    proxy = Protocol(metrics=metrics, n=1000, name="fid_1k_test.proxy")
+    assert proxy.key("kid_std") == "kid_std_1k_test.proxy"
     assert proxy.key("kid") == "kid_1k_test.proxy"
     assert proxy.key("label_accuracy") == "label_accuracy_1k.proxy"  # no reference in it
-    assert Protocol(metrics=["text_likelihood"], reference_split="val").key("perplexity") == "perplexity_val"
+    text = Protocol(metrics={"text_likelihood": TextLikelihood(stride=3)}, reference_split="val")
+    assert text.key("perplexity", "text_likelihood") == "perplexity_val_stride3"
 
 
 def test_shipped_protocols(root: Path) -> None:
@@ -157,7 +194,7 @@ def test_shipped_protocols(root: Path) -> None:
                 assert node is None
                 continue
             protocol = instantiate(node, Protocol)
-            assert protocol.name == name or name in ("debug", "text_likelihood")
+            assert protocol.name == name or name in ("debug", "text_likelihood", "images", "texts")
 
 
 # ---- evaluate
@@ -166,8 +203,10 @@ def test_shipped_protocols(root: Path) -> None:
 def test_record(tmp_path: Path, cache: Path) -> None:
     data, model = make_data(tmp_path / "data"), Painter()
     model.train()
-    protocol = small(metrics=["fid", "kid", "precision_recall", "inception_score", "label_accuracy", "confident_09"],
-                     kid_subset_size=20, kid_subsets=3, splits=2)  # fmt: skip
+    metrics = {"fid": FID(), "kid": KID(3, 20), "precision_recall": PrecisionRecall(),
+               "inception_score": InceptionScore(2), "label_accuracy": LabelAccuracy(),
+               "confident_09": Confidence()}  # fmt: skip
+    protocol = small(metrics=metrics)
     record = evaluate(model, data, protocol, sampler=PaintSampler(), seed=3, progress=False, context={"run": "r"})
     assert model.training  # left as it was
     assert torch.equal(torch.cat(model.asked), torch.arange(3 << 32, (3 << 32) + 40))
@@ -178,6 +217,8 @@ def test_record(tmp_path: Path, cache: Path) -> None:
         *(f"{m}_40.proxy" for m in ("inception_score", "inception_score_std", "label_accuracy", "confident_09")),
     }
     assert record["missing"] == {}
+    assert record["metric_of"]["kid_std_40_test.proxy"] == "kid"
+    assert record["protocol"]["metrics"]["kid"]["subset_size"] == 20
     assert values["label_accuracy_40.proxy"] == 1.0
     assert values["confident_09_40.proxy"] == 1.0
     generated = record["generated"]
@@ -251,18 +292,21 @@ def test_label_distributions(tmp_path: Path, cache: Path) -> None:
 
 
 def test_nothing_to_evaluate(tmp_path: Path, cache: Path) -> None:
-    record = evaluate(Painter(), make_data(tmp_path / "data"), Protocol(metrics=[]), progress=False)
+    record = evaluate(Painter(), make_data(tmp_path / "data"), Protocol(metrics={}), progress=False)
     assert record["values"] == {}
+    wrong = Protocol(metrics={"text_likelihood": TextLikelihood()})
     with pytest.raises(ConfigError, match="judges text, the model makes image"):
-        evaluate(Painter(), make_data(tmp_path / "data"), Protocol(metrics=["text_likelihood"]), progress=False)
+        evaluate(Painter(), make_data(tmp_path / "data"), wrong, progress=False)
 
 
 def test_failing_metric_does_not_end_evaluation(tmp_path: Path, cache: Path) -> None:
     data = make_data(tmp_path / "data")
     with pytest.warns(UserWarning, match="kid has no value"):
-        record = evaluate(Painter(), data, small(metrics=["kid", "label_accuracy"]), progress=False)
+        record = evaluate(
+            Painter(), data, small(metrics={"kid": KID(), "label_accuracy": LabelAccuracy()}), progress=False
+        )
     assert record["values"]["kid_40_test.proxy"] is None
-    assert "kid_subset_size" in record["missing"]["kid_40_test.proxy"]
+    assert "kid.subset_size" in record["missing"]["kid_40_test.proxy"]
     assert record["values"]["label_accuracy_40.proxy"] == 1.0
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
@@ -273,12 +317,13 @@ def test_failing_metric_does_not_end_evaluation(tmp_path: Path, cache: Path) -> 
 def test_reference_cache(tmp_path: Path, cache: Path) -> None:
     data = make_data(tmp_path / "data")
 
-    def work(data: Npz = data, sha256: str = "0" * 64, **options: Any) -> int:
+    def work(data: Npz = data, sha256: str = "0" * 64, resize: int | None = None, **options: Any) -> int:
         """Real images that an evaluation had to pass through the extractor."""
         extractor = Corner(sha256)
         n = {"n": 40, **options}["n"]
-        record = evaluate(Painter(), data, small(extractor=extractor, **options), progress=False)
-        values.append(record["values"]["fid_40_test.proxy"] if n == 40 and not options else None)
+        choice = ExtractorChoice(extractor, resize=resize)
+        record = evaluate(Painter(), data, small(extractor=choice, **options), progress=False)
+        values.append(record["values"]["fid_40_test.proxy"] if n == 40 and not options and not resize else None)
         return extractor.seen - n
 
     values: list[float | None] = []
@@ -346,8 +391,9 @@ def _rank(rank: int, ranks: int, folder: Path, queue: Any) -> None:
         "gloo", init_method=f"file://{folder}/sync{ranks}", rank=rank, world_size=ranks
     )
     ids = sharded(21, 8, 8, lambda a, b: {"id": torch.arange(a, b)})["id"].tolist()
-    protocol = small(n=21, metrics=["fid", "kid", "precision_recall", "inception_score", "label_accuracy"],
-                     kid_subset_size=10, kid_subsets=3, splits=2, extractor="mnist-cnn")  # fmt: skip
+    metrics = {"fid": FID(), "kid": KID(3, 10), "precision_recall": PrecisionRecall(),
+               "inception_score": InceptionScore(2), "label_accuracy": LabelAccuracy()}  # fmt: skip
+    protocol = small(n=21, metrics=metrics, extractor=ExtractorChoice("mnist-cnn", batch=10))
     record = evaluate(Painter(), make_data(folder / f"data{rank}"), protocol, progress=False)
     again = evaluate(Painter(), make_data(folder / f"data{rank}"), protocol, progress=False)  # now from the cache
     assert again["values"] == record["values"]
@@ -432,7 +478,7 @@ class Book:
 
 @pytest.mark.parametrize("batch", [1, 2, 32])
 def test_text_likelihood(batch: int) -> None:
-    protocol = Protocol(metrics=["text_likelihood"], reference_split="val", batch=batch)
+    protocol = Protocol(metrics={"text_likelihood": TextLikelihood(batch=batch)}, reference_split="val")
     record = evaluate(Letters(), Book(), protocol, progress=False)
     counts = torch.bincount(Book().labels[Book().labels >= 0], minlength=4).double()
     bits = (counts * torch.tensor([1.0, 2, 3, 3])).sum().item() / 28
@@ -451,8 +497,9 @@ def test_text_needs_the_capability() -> None:
     class Mute(nn.Module):
         modality, device = Text(), torch.device("cpu")
 
+    protocol = Protocol(metrics={"text_likelihood": TextLikelihood()}, reference_split="val")
     with pytest.raises(ConfigError, match="cannot give a text likelihood"):
-        evaluate(Mute(), Book(), Protocol(metrics=["text_likelihood"], reference_split="val"), progress=False)
+        evaluate(Mute(), Book(), protocol, progress=False)
 
 
 def test_describe() -> None:
@@ -473,7 +520,7 @@ def test_variational_bound_of_a_diffusion_model(tmp_path: Path) -> None:
         config = small_run("model=ddpm", tmp_path)
         model, data = build_model(config), build_data(config)
         data.setup()
-        protocol = Protocol(metrics=["variational_bound"], n=6, reference_split="test", batch=batch, terms=4)
+        protocol = Protocol(metrics={"variational_bound": VariationalNLL(4, batch)}, n=6, reference_split="test")
         record = evaluate(model, data, protocol, progress=False)
         values.append(record["values"])
     bits, *parts = (values[0][f"{name}_6_test.proxy"] for name in ("bits_per_dim", "L_T", "L_t", "L_0"))

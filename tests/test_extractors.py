@@ -67,7 +67,7 @@ def test_extractor_is_exact_and_leaves_settings(first: Tensor, cnn: NetworkExtra
 def test_extractor_refuses(tmp_path: Path, cnn: NetworkExtractor, cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"takes images of 1 channel.*these have 3"):
         cnn.features(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
-    with pytest.raises(ConfigError, match=r"28x28.*32x32.*evaluation.resize=28"):
+    with pytest.raises(ConfigError, match=r"28x28.*32x32.*evaluation.extractor.resize=28"):
         cnn.features(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="no such extractor"):
         load_extractor("mnist")
@@ -241,9 +241,9 @@ def test_hub_extractors(folders: dict[str, Path]) -> None:
 
 def test_hub_extractors_refuse(folders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("dinov2", "clip"):
-        with pytest.raises(ConfigError, match=r"set evaluation.extractor_path to the folder"):
+        with pytest.raises(ConfigError, match=r"set evaluation.extractor.path to the folder"):
             load_extractor(name)
-    with pytest.raises(ConfigError, match=r"evaluation.extractor_path=.*no config.json and no model.safetensors"):
+    with pytest.raises(ConfigError, match=r"evaluation.extractor.path=.*no config.json and no model.safetensors"):
         load_extractor("clip", path=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"model_type is 'dinov2', evaluation.extractor=clip takes clip"):
         load_extractor("clip", path=str(folders["dinov2"]))

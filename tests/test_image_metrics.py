@@ -19,12 +19,22 @@ from genlab.data.images import StandardImages
 from genlab.errors import ConfigError
 from genlab.evaluation import load_extractor
 from genlab.evaluation.extractors import NetworkExtractor
-from genlab.evaluation.fidelity import Settings, fid, inception_score, intra_fid, kid, measure, precision_recall
+from genlab.evaluation.metrics import (
+    FID,
+    KID,
+    InceptionScore,
+    IntraFID,
+    Items,
+    NearestNeighbours,
+    PrecisionRecall,
+    measure,
+)
+from genlab.evaluation.metrics.fidelity import fid, inception_score, intra_fid, kid, precision_recall
 from genlab.evaluation.neighbours import closest_pairs, density_coverage, memorisation, nearest
 from genlab.evaluation.reference import subset
 
 N = 500
-SETTINGS = Settings(kid_subsets=20, kid_subset_size=200)
+SETTINGS = KID(subsets=20, subset_size=200)
 NAMES = {  # ours -> torch-fidelity's
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -86,8 +96,8 @@ def theirs(first: Tensor, second: Tensor, extractor: str, isc: bool, **options: 
 
     values = torch_fidelity.calculate_metrics(
         input1=Listed(first), input2=Listed(second), feature_extractor=extractor, batch_size=100,
-        fid=True, kid=True, isc=isc, prc=True, kid_subsets=SETTINGS.kid_subsets,
-        kid_subset_size=SETTINGS.kid_subset_size, cuda=False, save_cpu_ram=True, cache=False, verbose=False, **options,
+        fid=True, kid=True, isc=isc, prc=True, kid_subsets=SETTINGS.subsets,
+        kid_subset_size=SETTINGS.subset_size, cuda=False, save_cpu_ram=True, cache=False, verbose=False, **options,
     )  # fmt: skip
     return {name: values[key] for name, key in NAMES.items() if key in values}
 
@@ -130,8 +140,9 @@ def registered(cnn: NetworkExtractor) -> Iterator[str]:
 def test_equal_to_torch_fidelity(source: str, cnn: NetworkExtractor, registered: str) -> None:
     """All its metrics, Inception Score too, with mnist-cnn as the extractor of both."""
     first, second = synthetic(1, 28) if source == "synthetic" else real(source, N)
-    metrics = ["fid", "kid", "precision_recall", "inception_score"]
-    ours, missing = measure(metrics, cnn.features(first), cnn.features(second), SETTINGS)
+    metrics = {**METRICS, "inception_score": InceptionScore()}
+    found = measure(metrics, Items(**cnn.features(first)), Items(**cnn.features(second)))
+    ours, missing = found.values, found.missing
     assert not missing
     assert_equal(ours, theirs(first, second, registered, isc=True))
 
@@ -168,7 +179,7 @@ def by_inception(first: Tensor, second: Tensor, weights: Path) -> tuple[dict[str
     return values, list(torch.cat([rows for (rows,) in seen]).split([len(first), len(second)]))
 
 
-METRICS = ["fid", "kid", "precision_recall"]
+METRICS = {"fid": FID(), "kid": SETTINGS, "precision_recall": PrecisionRecall()}
 
 
 @pytest.mark.data
@@ -176,7 +187,7 @@ def test_inception_on_synthetic_images(inception_file: Path) -> None:
     """Of 500 images, half against half: torch-fidelity's features are ours, and give its values."""
     first, second = (images[: N // 2] for images in synthetic(3, 32))
     expected, made = by_inception(first, second, inception_file)
-    ours, _ = measure(METRICS, *({"features": rows} for rows in made), SETTINGS)
+    ours = measure(METRICS, *(Items(features=rows) for rows in made)).values
     assert_equal(ours, expected)
     for name, tolerance in (("inception-v3-compat", 1e-5), ("inception-v3-compat-fast", 1e-4)):
         rows = load_extractor(name, batch=20).features(first[:20])["features"]
@@ -191,7 +202,7 @@ def test_inception_on_real_images(source: str, inception_file: Path) -> None:
     """Of 500 images, train against test, each way through its own Inception: the same values."""
     first, second = real(source, N // 2)
     extractor = load_extractor("inception-v3-compat")
-    ours, _ = measure(METRICS, extractor.features(first), extractor.features(second), SETTINGS)
+    ours = measure(METRICS, Items(**extractor.features(first)), Items(**extractor.features(second))).values
     expected, _ = by_inception(first, second, inception_file)
     print(source, {key: (ours[key], expected[key]) for key in expected})
     assert_equal(ours, expected)
@@ -226,19 +237,21 @@ def test_order_does_not_matter(features: list[Tensor]) -> None:
 
 
 def test_failing_metrics_are_stated() -> None:
-    rows = {"features": torch.randn(40, 4), "logits": torch.randn(40, 10)}
+    rows = Items(features=torch.randn(40, 4), logits=torch.randn(40, 10))
     with pytest.warns(UserWarning, match="kid has no value"):
-        values, missing = measure(["fid", "kid"], rows, rows, Settings())
+        found = measure({"fid": FID(), "kid": KID()}, rows, rows)
+    values, missing = found.values, found.missing
     assert values["kid"] is None
     assert values["kid_std"] is None
-    assert "kid_subset_size is 1000, there are 40" in missing["kid"]
+    assert "kid.subset_size is 1000, there are 40" in missing["kid"]
     assert values["fid"] == pytest.approx(0, abs=1e-6)
-    broken = {"features": torch.full((40, 4), math.nan)}
+    broken = Items(features=torch.full((40, 4), math.nan))
     with pytest.warns(UserWarning, match="not finite"):
-        values, missing = measure(["fid"], broken, rows, Settings())
+        values = measure({"fid": FID()}, broken, rows).values
     assert values == {"fid": None}
     # The converted Inception has no logits: Inception Score is refused, not faked.
-    values, missing = measure(["inception_score"], {"features": rows["features"]}, rows, Settings())
+    found = measure({"inception_score": InceptionScore()}, Items(features=rows.features), rows)
+    values, missing = found.values, found.missing
     assert values == {"inception_score": None, "inception_score_std": None}
     assert "no logits" in missing["inception_score"]
 
@@ -307,8 +320,9 @@ def test_intra_fid() -> None:
     a[labels == 2] += 3
     parts = {c: fid(a[labels == c], b[b_labels == c]) for c in range(3)}
     assert intra_fid(a, b, labels, b_labels) == parts
-    first, second = {"features": a, "labels": labels}, {"features": b, "labels": b_labels}
-    values, missing = measure(["intra_fid"], first, second, Settings())
+    first, second = Items(features=a, labels=labels), Items(features=b, labels=b_labels)
+    found = measure({"intra_fid": IntraFID()}, first, second)
+    values, missing = found.values, found.missing
     assert values == {
         "intra_fid": pytest.approx(sum(parts.values()) / 3),
         "intra_fid_worst": parts[2],
@@ -316,12 +330,13 @@ def test_intra_fid() -> None:
     }
     assert parts[2] > 30 > 3 > max(parts[0], parts[1])
     assert not missing
-    for wrong in ((first, {"features": b}), ({"features": a}, second)):
-        values, missing = measure(["intra_fid"], *wrong, Settings())
+    for wrong in ((first, Items(features=b)), (Items(features=a), second)):
+        found = measure({"intra_fid": IntraFID()}, *wrong)
+        values, missing = found.values, found.missing
         assert values["intra_fid"] is None
         assert "label" in missing["intra_fid"]
     with pytest.warns(UserWarning, match="label 2: 0 generated and 100 real"):
-        measure(["intra_fid"], {"features": a, "labels": labels % 2}, second, Settings())
+        measure({"intra_fid": IntraFID()}, Items(features=a, labels=labels % 2), second)
 
 
 def test_memorisation() -> None:
@@ -342,7 +357,8 @@ def test_memorisation() -> None:
     assert (found.near_duplicates, found.authenticity) == (0, 0)
     distances = pairwise(generated, reference)
     own = among[distances.argmin(1)]
-    values, _ = measure(["nearest_neighbours"], {"features": generated}, {"features": reference}, Settings())
+    metric = {"nearest_neighbours": NearestNeighbours()}
+    values = measure(metric, Items(features=generated), Items(features=reference)).values
     assert values == {
         "nearest_distance": pytest.approx(distances.min(1).values.quantile(0.5).item()),
         "authenticity": (distances.min(1).values > own).double().mean().item(),

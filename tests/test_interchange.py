@@ -395,6 +395,7 @@ def test_smollm2_on_the_first_page_of_shakespeare() -> None:
     """The perplexity that is stored: 562 tokens, each after all before it."""
     from genlab.data.text import TokenizedText
     from genlab.evaluation import evaluate
+    from genlab.evaluation.metrics import TextLikelihood
     from genlab.evaluation.protocol import Protocol
 
     run = load_run("smollm2", device="cpu")
@@ -402,7 +403,8 @@ def test_smollm2_on_the_first_page_of_shakespeare() -> None:
                          train_fraction=0, characters=2000, batch_size=1)  # fmt: skip
     data.setup()
     stored = json.loads((Path(__file__).parent.parent / "docs/results/smollm2-shakespeare-page.json").read_text())
-    record = evaluate(run.model, data, Protocol(metrics=["text_likelihood"], reference_split="val"), weights="raw")
+    protocol = Protocol(metrics={"text_likelihood": TextLikelihood()}, reference_split="val")
+    record = evaluate(run.model, data, protocol, weights="raw")
     assert record["reference"] == stored["reference"]
     assert record["values"]["perplexity_val"] == pytest.approx(stored["values"]["perplexity_val"], rel=1e-4)
     with pytest.raises(ConfigError, match="for evaluation only"):

@@ -15,6 +15,7 @@ from genlab.errors import ConfigError, DataError
 from genlab.evaluation import evaluate, evaluate_samples
 from genlab.evaluation.images import lowered
 from genlab.evaluation.judged import Folder, images_from, texts_from
+from genlab.evaluation.metrics import FID, LabelAccuracy
 
 CPU = torch.device("cpu")
 COUNT = 40
@@ -36,7 +37,7 @@ def write_folder(folder: Path) -> Path:
 
 
 def test_files_give_the_values_of_the_model_that_made_them(tmp_path: Path, cache: Path) -> None:
-    data, protocol = make_data(tmp_path / "data"), small(metrics=["fid", "label_accuracy"])
+    data, protocol = make_data(tmp_path / "data"), small(metrics={"fid": FID(), "label_accuracy": LabelAccuracy()})
     values = evaluate(Painter(), data, protocol, progress=False)["values"]
     write_folder(tmp_path / "made")
     seeds = torch.arange(COUNT)
@@ -64,7 +65,7 @@ def test_fewer_files_than_asked_for_are_called_what_they_are(tmp_path: Path, cac
 
 def test_a_folder_as_reference_and_a_split_as_samples(tmp_path: Path, cache: Path) -> None:
     data, folder = make_data(tmp_path / "data"), Folder(write_folder(tmp_path / "made"))
-    protocol = small(reference_split="folder", floor=False, metrics=["fid"])
+    protocol = small(reference_split="folder", floor=False, metrics={"fid": FID()})
     itself = evaluate_samples(
         lambda wanted: images_from(folder, "folder", wanted), folder, protocol, device=CPU, progress=False
     )

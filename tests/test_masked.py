@@ -22,6 +22,7 @@ from genlab.decoding.tokens import TokenSampler
 from genlab.decoding.unmasking import Unmasking
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate
+from genlab.evaluation.metrics import TextBound, TextLikelihood, TextPseudoLikelihood
 from genlab.models.masked import MaskedModel, windows
 from genlab.objectives.masking import Bert, MaskedDiffusion, choose
 
@@ -280,8 +281,8 @@ def test_protocols_name_what_they_measure(tmp_path: Any) -> None:
     data.setup()
     found: dict[str, Any] = {}
     for batch in (3, 7):
-        for metric, options in (("text_bound", {"terms": 2}), ("text_pseudo_likelihood", {"n": 4})):
-            protocol = Protocol(metrics=[metric], reference_split="val", batch=batch, **options)
+        for metric, n in ((TextBound(terms=2, batch=batch), None), (TextPseudoLikelihood(batch=batch), 4)):
+            protocol = Protocol(metrics={metric.key: metric}, reference_split="val", n=n)
             record = evaluate(model, data, protocol, progress=False)
             assert not record["missing"]
             for name, value in record["values"].items():
@@ -293,10 +294,12 @@ def test_protocols_name_what_they_measure(tmp_path: Any) -> None:
     assert found["nats_per_token_bound_val"] == pytest.approx(math.log(65), rel=0.05)
     bits = found["nats_per_token_bound_val"] / math.log(2) / data.bytes_per_token("val")
     assert found["bits_per_byte_bound_val"] == pytest.approx(bits)
+    protocol = Protocol(metrics={"text_likelihood": TextLikelihood()}, reference_split="val")
     with pytest.raises(ConfigError, match="MaskedModel cannot give a text likelihood"):
-        evaluate(model, data, Protocol(metrics=["text_likelihood"], reference_split="val"), progress=False)
+        evaluate(model, data, protocol, progress=False)
+    protocol = Protocol(metrics={"text_bound": TextBound()}, reference_split="val")
     with pytest.raises(ConfigError, match="cannot give a text bound"):
-        evaluate(language_model("gpt2"), data, Protocol(metrics=["text_bound"], reference_split="val"), progress=False)
+        evaluate(language_model("gpt2"), data, protocol, progress=False)
 
 
 # ---- unmasking

@@ -31,9 +31,17 @@ from genlab.evaluation.coherence import SentenceEncoder, coherence, neighbouring
 from genlab.evaluation.copying import Copied, copying, tokens_of
 from genlab.evaluation.harm import TextClassifier, count_listed, read_words
 from genlab.evaluation.judged import Judged, generated_by, texts_from
-from genlab.evaluation.measures import ready
+from genlab.evaluation.metrics import (
+    CodeValidity,
+    TextCoherence,
+    TextCopying,
+    TextHarm,
+    TextLikelihood,
+    TextQuality,
+    VerseForm,
+)
 from genlab.evaluation.tables import SHOWN, table_columns, write_table
-from genlab.evaluation.texts import text_record
+from genlab.evaluation.texts import item_record
 from genlab.evaluation.windows import SlidingWindows
 from genlab.files import cache_root
 from genlab.modality import Text
@@ -92,7 +100,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def likelihood(model: nn.Module, data: Any, **options: Any) -> dict[str, Any]:
-    protocol = Protocol(metrics=["text_likelihood"], reference_split="val", **options)
+    protocol = Protocol(metrics={"text_likelihood": TextLikelihood(**options)}, reference_split="val")
     return evaluate(model, data, protocol, progress=False)
 
 
@@ -150,7 +158,9 @@ def test_overlapping_windows_by_hand() -> None:
                 windows = SlidingWindows(Tokens(torch.arange(length).short(), 4, None, "x"), context, stride)
                 labels = windows.batch(torch.arange(len(windows)), torch.zeros(1))["labels"]
                 assert sorted(labels[labels >= 0].tolist()) == list(range(1, length))
-    with pytest.raises(ConfigError, match=r"evaluation.stride=5: must be at most the context, 4"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation.metrics.text_likelihood.stride=5: must be at most the context, 4"
+    ):
         SlidingWindows(Tokens(torch.arange(9).short(), 4, None, "x"), 4, 5)
 
 
@@ -159,7 +169,7 @@ def test_windows_that_cannot_be(cache: Path) -> None:
     model = Table(torch.zeros(single.vocab_size, dtype=torch.float64))
     with pytest.raises(ConfigError, match=r"take data.documents=packed"):
         likelihood(model, single, stride=2)
-    with pytest.raises(ConfigError, match=r"evaluation.context=65: the model reads at most 64"):
+    with pytest.raises(ConfigError, match=r"evaluation.metrics.text_likelihood.context=65: the model reads at most 64"):
         likelihood(model, corpus(cache, "characters"), context=65)
     kept = [text for _, text in single.texts("val") if len(text) + 1 <= 160]
     assert 0 < len(kept) < single.manifest.splits["val"]["documents"]
@@ -259,8 +269,8 @@ def test_only_english_is_judged(tmp_path: Path) -> None:
     assert not_english(["A sentence, 漢字 in it."]) is None
     assert "0% of the letters are Latin (most: han)" in (not_english(["處處聞啼鳥。"]) or "")
     assert "no letters" in (not_english(["1"]) or "")
-    options = {"metrics": ["text_coherence"], "sentence_encoder": str(small_encoder(tmp_path / "bert"))}
-    record = judge(tmp_path, ["處處聞啼鳥。夜來風雨聲。"], **options)
+    metric = TextCoherence(sentence_encoder=str(small_encoder(tmp_path / "bert")))
+    record = judge(tmp_path, ["處處聞啼鳥。夜來風雨聲。"], metric)
     assert set(record["values"].values()) == {None}
     assert "English only" in next(iter(record["missing"].values()))
 
@@ -379,7 +389,7 @@ def test_listed_words(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(DataError, match="not UTF-8"):
         read_words(path)
-    with pytest.raises(ConfigError, match=r"cannot be read .*evaluation\.words"):
+    with pytest.raises(ConfigError, match=r"cannot be read .*evaluation\.metrics\.text_harm\.words"):
         read_words(tmp_path / "none")
 
 
@@ -397,8 +407,8 @@ class Broken(TextClassifier):
 
 def test_harm_by_list_and_classifier(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("bad\n")
-    options: dict[str, Any] = {"metrics": ["text_harm"], "words": str(tmp_path / "words.txt")}
-    record = judge(tmp_path, ["bad BAD", "AB", "fine"], **options, classifier=Shouting(), references=["bad", "b", "c"])
+    metric = TextHarm(str(tmp_path / "words.txt"), Shouting())
+    record = judge(tmp_path, ["bad BAD", "AB", "fine"], metric, references=["bad", "b", "c"])
     assert record["values"] == {
         "listed_words_3_given.proxy": pytest.approx(2 / 3),
         "listed_texts_3_given.proxy": pytest.approx(1 / 3),
@@ -406,26 +416,26 @@ def test_harm_by_list_and_classifier(tmp_path: Path) -> None:
         "classifier_share_3_given.proxy": pytest.approx(2 / 3),
     }
     assert record["floor"]["values"]["listed_texts_3_given.proxy"] == pytest.approx(1 / 3)
-    assert record["protocol"]["classifier"] == "test_text_more.Shouting"
+    assert record["protocol"]["metrics"]["text_harm"]["classifier"] == "test_text_more.Shouting"
     json.dumps(record, allow_nan=False)
     with pytest.raises(ConfigError, match="gave 0 finite scores for 1 texts"):
-        judge(tmp_path, ["a"], metrics=["text_harm"], classifier=Broken())
-    with pytest.raises(ConfigError, match=r"give evaluation\.words=FILE"):
-        judge(tmp_path, ["a"], metrics=["text_harm"])
+        judge(tmp_path, ["a"], TextHarm(classifier=Broken()))
+    with pytest.raises(ConfigError, match=r"give evaluation\.metrics\.text_harm\.words=FILE"):
+        judge(tmp_path, ["a"], TextHarm())
     with pytest.raises(ConfigError, match="cannot be read"):  # before a text is made
-        ready(Protocol(metrics=["text_harm"], n=1, words=str(tmp_path / "none")), None)
+        Protocol(metrics={"text_harm": TextHarm(str(tmp_path / "none"))}, n=1).check(None, None, "text")
     with pytest.raises(ConfigError, match=r"str is no genlab\.evaluation\.harm\.TextClassifier"):
-        Protocol(metrics=["text_harm"], n=1, classifier="x")  # type: ignore[arg-type]
+        TextHarm(classifier="x")  # type: ignore[arg-type]
 
 
 def test_a_classifier_is_checked_as_other_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENLAB_ALLOW", "test_text_more")
     words = ["evaluation=text_harm_200_val.proxy", "run=x"]
     for name, problem in (("Shouting", None), ("Table", "is not a TextClassifier"), ("Absent", "not found")):
-        given = [*words, f"evaluation.classifier={{_target_:test_text_more.{name}}}"]
+        given = [*words, f"evaluation.metrics.text_harm.classifier={{_target_:test_text_more.{name}}}"]
         if problem is None:
             node: Any = compose_config(ROOT / "conf", "evaluate", given).evaluation
-            assert isinstance(instantiate(node, Protocol).classifier, TextClassifier)
+            assert isinstance(instantiate(node, Protocol).metrics["text_harm"].classifier, TextClassifier)
         else:
             with pytest.raises(ConfigError, match=problem):
                 compose_config(ROOT / "conf", "evaluate", given)
@@ -448,13 +458,13 @@ def test_syntax_by_hand(tmp_path: Path) -> None:
 # ---- protocols, floors, tables
 
 
-def judge(folder: Path, texts: list[str], references: list[str] | None = None, data: Any = None, **options: Any) -> Any:
+def judge(folder: Path, texts: list[str], *metrics: Any, references: list[str] | None = None, data: Any = None) -> Any:
     """The record of texts from a file, as evaluate.py samples=FILE.jsonl makes it."""
     rows = [{"text": text, **({"reference": references[i]} if references else {})} for i, text in enumerate(texts)]
     path = folder / "given.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     split = "given" if references or data is None else "val"
-    protocol = Protocol(n=len(texts), reference_split=split, **options)
+    protocol = Protocol(metrics={metric.key: metric for metric in metrics}, n=len(texts), reference_split=split)
     return evaluate_samples(
         lambda wanted: texts_from(path, wanted.n), data, protocol, device=CPU, progress=False, table=folder / "table"
     )
@@ -465,7 +475,7 @@ def test_the_floor_and_the_table(cache: Path) -> None:
     train = [text for _, text in data.texts("train")]
     val = [text for _, text in data.texts("val")]
     texts = ["zzzz", train[3], val[0]]
-    record = judge(cache, texts, data=data, metrics=["text_copying", "text_quality"], ngrams=[2])
+    record = judge(cache, texts, TextCopying((2,)), TextQuality(), data=data)
     name = "_3_val.proxy"
     assert record["name"] == f"text_copying{name}"
     (_, copy, _) = found = copying(texts, data.texts("train"), (2,))
@@ -487,7 +497,7 @@ def test_the_floor_and_the_table(cache: Path) -> None:
     assert "## 1" in (cache / "table.md").read_text()
     json.dumps(record, allow_nan=False)
     with pytest.raises(ConfigError, match=r"reads the training set: say which with data=NAME"):
-        judge(cache, texts, metrics=["text_copying"])
+        judge(cache, texts, TextCopying())
 
 
 def chosen(documents: list[str], n: int) -> list[str]:
@@ -497,10 +507,10 @@ def chosen(documents: list[str], n: int) -> list[str]:
 
 
 def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path) -> None:
-    protocol = Protocol(metrics=["code_validity"], n=2, prompt=1)
+    protocol = Protocol(metrics={"code_validity": CodeValidity()}, n=2, prompt=1)
     texts, prompts = [" = 1\n", " = 1\n"], ["x", "1"]
     given = Judged(2, 1, 2, lambda a, b: Samples(Text(), texts[a:b]), {}, None, [[" = 2\n"], [" = 3\n"]], prompts)
-    record = text_record(given, protocol, False)
+    record = item_record(given, protocol, False)
     assert record["values"] == {"code_valid_2_test.proxy": 0.5, "code_valid_prefix_2_test.proxy": 0.5}
     assert record["floor"]["values"]["code_valid_2_test.proxy"] == 0.5
 
@@ -509,17 +519,17 @@ def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path)
             assert split == "val"
             return [("a.py", "x = 1\n\n\ndef f():\n    y\n\n    return 2\n\nz = 3\n")]
 
-    protocol = Protocol(metrics=["code_validity"], n=3, reference_split="val")
+    protocol = Protocol(metrics={"code_validity": CodeValidity()}, n=3, reference_split="val")
     texts = ["a = 1", "b = 2", "("]
     given = Judged(3, 1, 3, lambda a, b: Samples(Text(), texts[a:b]), {})
-    record = text_record(given, protocol, False, Library())
+    record = item_record(given, protocol, False, Library())
     assert record["values"]["code_valid_3_val.proxy"] == pytest.approx(2 / 3)
     assert record["floor"]["samples"]["n"] == 3  # "x = 1", "def f", "z": none begins within the function
     assert record["floor"]["values"]["code_valid_3_val.proxy"] == pytest.approx(2 / 3)
     with pytest.raises(ConfigError, match="mixes"):
-        Protocol(metrics=["text_likelihood", "text_quality"], n=2)
-    with pytest.raises(ConfigError, match=r"evaluation\.ngrams=\[0\]"):
-        Protocol(metrics=["text_copying"], n=2, ngrams=[0])  # type: ignore[arg-type]
+        Protocol(metrics={"text_likelihood": TextLikelihood(), "text_quality": TextQuality()}, n=2)
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics\.text_copying\.ngrams=\[0\]"):
+        TextCopying(ngrams=(0,))
 
 
 FIVE = "春眠不覺曉，處處聞啼鳥。\n夜來風雨聲，花落知多少。"
@@ -531,7 +541,7 @@ def test_verse_keeps_the_form_of_its_reference() -> None:
     references = [[FIVE[1:]], [FIVE], [FIVE], ["other"]]
     for prompts, kept in ((["春", "", "", ""], 1 / 4), (None, None)):
         given = Judged(4, 1, 4, lambda a, b: Samples(Text(), texts[a:b]), {}, None, references, prompts)
-        record = text_record(given, Protocol(metrics=["verse_form"], n=4, reference_split="val"), False)
+        record = item_record(given, Protocol(metrics={"verse_form": VerseForm()}, n=4, reference_split="val"), False)
         assert record["values"] == {"verse_form_4_val.proxy": kept}
         assert bool(record["missing"]) == (prompts is None)
         assert record["floor"]["values"] == {"verse_form_4_val.proxy": 3 / 4 if prompts else None}
@@ -564,14 +574,18 @@ def test_poems_go_on_from_their_form(cache: Path) -> None:
             return Samples(Text(), [head + "made" for head in heads], condition)
 
     model: Any = Poet()
-    judged = generated_by(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=2), None, 0)
+    judged = generated_by(
+        model, data, Protocol(metrics={"verse_form": VerseForm()}, n=4, reference_split="val", prompt=2), None, 0
+    )
     assert judged.read(0, 4).data == ["made"] * 4
     assert judged.references is not None
     for prompt, (rest,) in zip(asked, judged.references, strict=True):
         assert rest in poems
         assert prompt == f"<|endoftext|><|form={'57'[poems.index(rest) % 2]}|>"
     with pytest.raises(ConfigError, match=r"evaluation\.prompt=39: the shortest item has \d\d tokens; take fewer"):
-        generated_by(model, data, Protocol(metrics=["verse_form"], n=4, reference_split="val", prompt=39), None, 0)
+        generated_by(
+            model, data, Protocol(metrics={"verse_form": VerseForm()}, n=4, reference_split="val", prompt=39), None, 0
+        )
 
 
 def test_big_tables_are_capped(tmp_path: Path) -> None:

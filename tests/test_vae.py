@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate
 from genlab.evaluation.latents import Panels, slerp
+from genlab.evaluation.metrics import FID, ImportanceWeightedNLL, Reconstruction, VariationalNLL
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.latent import LatentSampler
 from genlab.models.schedule import Schedule
@@ -335,18 +337,18 @@ def test_values_of_given_images_do_not_depend_on_the_batch(tmp_path: Path) -> No
         model.sampler = LatentSampler()
         return evaluate(model, data, protocol, progress=False)["values"]
 
-    for metric, names in (
-        ("variational_bound", {"neg_elbo", "reconstruction", "kl", "bits_per_dim"}),
-        ("importance_nll", {"nll_iw7", "bits_per_dim_iw7"}),
-        ("reconstruction", {"mse", "psnr", "ssim"}),
+    for make, names in (
+        (VariationalNLL, {"neg_elbo", "reconstruction", "kl", "bits_per_dim"}),
+        (partial(ImportanceWeightedNLL, 7), {"nll_iw7", "bits_per_dim_iw7"}),
+        (Reconstruction, {"mse", "psnr", "ssim"}),
     ):
-        two, all_ = (values("model=vae", Protocol(metrics=[metric], n=10, batch=size, draws=7)) for size in (2, 10))
+        two, all_ = (values("model=vae", Protocol(metrics={"given": make(batch=size)}, n=10)) for size in (2, 10))
         assert two.keys() == {f"{name}_10_test.proxy" for name in names}
         assert two == pytest.approx(all_, rel=1e-4)
-    protocol = Protocol(metrics=["fid"], n=4, judged="reconstructions", extractor="mnist-cnn", floor=False)
+    protocol = Protocol(metrics={"fid": FID()}, n=4, judged="reconstructions", extractor="mnist-cnn", floor=False)
     assert protocol.name == "rfid_4_test.proxy"
     assert values("model=autoencoder", protocol)["rfid_4_test.proxy"] > 0
     with pytest.raises(ConfigError, match="DiffusionModel cannot reconstruct"):
         values("model=ddpm", protocol)
     with pytest.raises(ConfigError, match="Autoencoder cannot give a importance nll"):
-        values("model=autoencoder", Protocol(metrics=["importance_nll"], n=10))
+        values("model=autoencoder", Protocol(metrics={"importance_nll": ImportanceWeightedNLL()}, n=10))

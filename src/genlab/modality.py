@@ -56,9 +56,11 @@ class Modality(ABC):
 
     Attributes:
         name: in messages, records and manifests.
+        extractor: whether evaluation hands the items to a feature extractor, beside real ones.
     """
 
     name: ClassVar[str]
+    extractor: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, data: Any) -> None:
@@ -121,7 +123,7 @@ class Modality(ABC):
 class Image(Modality):
     """uint8 [N, C, H, W], C 1 or 3. A file is a PNG."""
 
-    name = "image"
+    name, extractor = "image", True
 
     def check(self, data: Any) -> None:
         _check(self, data, torch.uint8, "N, C, H, W")

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from genlab.cli.annotations import fits
+from genlab.cli.old_protocol import new_keys
 from genlab.cli.problem import Problem, nearest
 from genlab.cli.signature import Definition, signature
 
@@ -35,6 +36,8 @@ def check_arguments(found: Definition, node: dict[str, Any], key: str, supplied:
             if takes.open:
                 continue
             close = nearest(argument, takes.parameters)
+            if moved := new_keys(at, [f"{key}.metrics.{name}" for name in node.get("metrics") or ()]):
+                raise Problem(f"unknown key {at!r}", "", f"It is now {' or '.join(moved)}")
             options = f"Did you mean {key}.{close}?" if close else f"It takes {', '.join(takes.parameters)}"
             raise Problem(f"unknown key {at!r}: {name} takes no {argument!r}", "", options)
         fit, words = fits(value, parameter.annotation, parameter.module)

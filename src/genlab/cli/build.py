@@ -13,11 +13,14 @@ from torch import Tensor
 
 from genlab.callbacks.conductor import seed_all
 from genlab.cli.compose import load_yaml
+from genlab.cli.old_protocol import new_form
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
 from genlab.cli.targets import instantiate
 from genlab.data.manifest import Manifest
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError
+from genlab.evaluation import Protocol
+from genlab.evaluation.metrics.foreign import Foreign
 from genlab.files import read_json
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel
@@ -50,6 +53,18 @@ def build_model(config: DictConfig) -> TrainedModel:
 def build_data(config: DictConfig) -> DataModule:
     """The data of a configuration; nothing is read or fetched before `prepare_data` and `setup`."""
     return instantiate(config.data, DataModule)
+
+
+def build_protocol(node: Any) -> Protocol | None:
+    """The protocol that a configuration's `evaluation` names, in the form of today or the one before; None: none."""
+    if node is None:
+        return None
+    plain = new_form(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
+    protocol: Protocol = instantiate(OmegaConf.create({"evaluation": plain}).evaluation, Protocol)
+    for name, metric in protocol.metrics.items():
+        if isinstance(metric, Foreign):  # it does not keep its arguments: the record takes them from here
+            metric.given = {key: value for key, value in plain["metrics"][name].items() if key != "_target_"}
+    return protocol
 
 
 def load_weights(model: TrainedModel, checkpoint: dict[str, Any], weights: str, where: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from genlab.cli import cross, schema, targets
 from genlab.cli.annotations import within
 from genlab.cli.arguments import check_arguments, short
+from genlab.cli.old_protocol import new_keys
 from genlab.cli.problem import Problem, leaves, nearest, one_line
 
 # ${genlab.first:A,B}: A where there is one, else B
@@ -124,6 +125,8 @@ def _fields(model: type[schema.Strict], plain: dict[str, Any]) -> list[str]:
 
 
 def unknown(key: str, candidates: list[str]) -> Problem:
+    if moved := new_keys(key, candidates):
+        return Problem(f"unknown key {key!r}", "", f"It is now {' or '.join(moved)}")
     close = nearest(key, candidates)
     if close is None:
         parent = key.rpartition(".")[0]

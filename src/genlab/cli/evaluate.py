@@ -8,11 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from genlab.cli.build import build_data, choose_device, set_threads
+from genlab.cli.build import build_data, build_protocol, choose_device, set_threads
 from genlab.cli.load import LoadedRun, choose_sampler, load_run
 from genlab.cli.pretrained import check_vocabulary
 from genlab.cli.ranks import place
-from genlab.cli.targets import instantiate
 from genlab.data.module import SPLITS
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples, write_record
@@ -128,7 +127,7 @@ def _samples(config: DictConfig) -> dict[str, Any]:
         data = build_data(config)
         data.prepare_data()
         data.setup("test")
-    if protocol.modality == "text":
+    if source.suffix == ".jsonl":
         read = texts_from(source, protocol.n)
         split = "given" if data is None or read.references else protocol.reference_split
         protocol = replace(protocol, n=read.n, reference_split=split, prompt=0, name=None)
@@ -155,7 +154,7 @@ def _samples(config: DictConfig) -> dict[str, Any]:
 
 
 def _protocol(config: DictConfig, own: Any) -> Protocol:
-    protocol = instantiate(config.get("evaluation") or own)
+    protocol = build_protocol(config.get("evaluation") or own)
     if protocol is None:
         raise ConfigError("evaluation: neither the command nor the run names a protocol; add evaluation=NAME.")
     return protocol

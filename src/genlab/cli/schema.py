@@ -130,7 +130,9 @@ BASES: dict[str, str] = {
     "trainer": "pytorch_lightning.trainer.trainer.Trainer",
     "callbacks.extra[]": "pytorch_lightning.callbacks.callback.Callback",
     "logger.*": "pytorch_lightning.loggers.logger.Logger",
-    "evaluation.classifier": "genlab.evaluation.harm.TextClassifier",
+    "evaluation": "genlab.evaluation.protocol.Protocol",
+    "evaluation.metrics.*": "torchmetrics.metric.Metric",
+    "evaluation.metrics.*.classifier": "genlab.evaluation.harm.TextClassifier",
 }
 
 # Arguments that the program itself gives when it builds a node, so that the configuration need not.

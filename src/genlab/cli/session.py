@@ -32,6 +32,7 @@ from genlab.callbacks.saver import Saver
 from genlab.cli.build import (
     build_data,
     build_model,
+    build_protocol,
     check_data,
     check_resumable,
     load_config,
@@ -46,7 +47,8 @@ from genlab.cli.redact import redact
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError, Interrupted, Preempted
-from genlab.evaluation import evaluate, generate, sharding, write_record
+from genlab.evaluation import Protocol, evaluate, generate, sharding, write_record
+from genlab.evaluation.evaluator import modality_of
 from genlab.evaluation.latents import Panels
 from genlab.evaluation.pictures import curves
 from genlab.files import folder_or_cached, write_json
@@ -89,6 +91,9 @@ def train_session(run: RunDirectory) -> None:
     model.tokenizer = data.tokenizer
     if pretrained := OmegaConf.select(config, "model.network.path"):
         check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
+    protocol = build_protocol(config.get("evaluation"))
+    if protocol is not None:
+        protocol.check(model, data, modality_of(model))
     if here.rank == 0:
         sweep_temporaries(run.checkpoints)
         run.set_status("running", message=None, exit_code=None)
@@ -117,7 +122,7 @@ def train_session(run: RunDirectory) -> None:
     if here.world > 1:
         pulse = Pulse(run.path, here.rank)
         sharding.on_wait = partial(pulse.mark, "had done its share of sampling")
-    trainer, ema, recorder = make_trainer(config, run, model, here, pulse)
+    trainer, ema, recorder = make_trainer(config, run, model, here, pulse, protocol)
     (saver,) = (callback for callback in trainer.callbacks if isinstance(callback, Saver))  # type: ignore[attr-defined]
     try:
         try:
@@ -126,7 +131,7 @@ def train_session(run: RunDirectory) -> None:
             if not saver.left:
                 raise
             raise saver.stopped() from error  # another rank has left, which breaks a collective of this one
-        finish(run, config, model, data, ema, recorder, trainer, began)
+        finish(run, config, model, data, protocol, ema, recorder, trainer, began)
     except Pruned as pruned:
         if here.rank == 0:
             write_result(run, config, recorder, model.samples_seen, pruned=True)
@@ -151,7 +156,12 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def make_trainer(
-    config: DictConfig, run: RunDirectory, model: TrainedModel, here: Place, pulse: Pulse | None
+    config: DictConfig,
+    run: RunDirectory,
+    model: TrainedModel,
+    here: Place,
+    pulse: Pulse | None,
+    protocol: Protocol | None,
 ) -> tuple[pl.Trainer, EMA, Recorder]:
     """Lightning's Trainer with GenLab's callbacks, in the order that they need (each says why in its docstring)."""
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
@@ -174,9 +184,7 @@ def make_trainer(
         FiniteGuard(events, run, **(options.get("guard") or {})),
         SampleGrid(run.path / "samples", **options.samples),
         Reconstructions(run.path / "samples", (options.get("latents") or {}).get("reconstructions", 16)),
-        EvaluateWhileTraining(
-            recorder, instantiate(config.get("evaluation")), run, options.evaluate_every, options.evaluate_n
-        ),
+        EvaluateWhileTraining(recorder, protocol, run, options.evaluate_every, options.evaluate_n),
         *(instantiate(node, Callback) for node in options.extra),
         *([Pruning(recorder, options.checkpoint.monitor, trial)] if (trial := Pruning.of_environment()) else []),
         ema,
@@ -211,6 +219,7 @@ def finish(
     config: DictConfig,
     model: TrainedModel,
     data: DataModule,
+    protocol: Protocol | None,
     ema: EMA,
     recorder: Recorder,
     trainer: pl.Trainer,
@@ -240,7 +249,6 @@ def finish(
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EvaluateWhileTraining) and callback.seconds:
             lines.append(f"evaluation while training took {callback.seconds:.0f} s, {callback.share:.0%} of its time")
-    protocol = instantiate(config.get("evaluation"))
     if protocol is not None:
         context = {"run": run.path.name, "model": config.name}
         try:

@@ -37,6 +37,7 @@ LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pytorch_lightning.loggers", ("pytorch_lightning.loggers.logger.Logger",)),
     ("pytorch_lightning.strategies", ("pytorch_lightning.strategies.strategy.Strategy",)),
     ("pytorch_lightning.profilers", ("pytorch_lightning.profilers.profiler.Profiler",)),
+    ("torchmetrics", ("torchmetrics.metric.Metric",)),
     ("diffusers.models", _MODULE),
     ("transformers.models", (*_MODULE, "transformers.configuration_utils.PreTrainedConfig")),
 )
@@ -58,7 +59,7 @@ def _refused(target: str, key: str, why: str) -> Problem:
     return Problem(
         f"target {target!r} is not allowed: {why}",
         key,
-        "Name a class of genlab, torch.optim, torch.nn, pytorch_lightning, diffusers or transformers; "
+        "Name a class of genlab, torch.optim, torch.nn, pytorch_lightning, torchmetrics, diffusers or transformers; "
         "allow a package of your own by the environment variable GENLAB_ALLOW=PACKAGE",
     )
 

@@ -116,11 +116,6 @@ class CharacterText(WholeText):
         return {unit: n / len(self.text(split)) for unit, n in count_units([self.text(split)]).items()}
 
 
-def decoded(tokenizer: Tokenizer, ids: np.ndarray | torch.Tensor) -> str:
-    """Text of token ids [T]."""
-    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-
-
 class TokenizedText(WholeText):
     """A text file in the vocabulary of a pretrained model. A batch as that of `CharacterText`.
 

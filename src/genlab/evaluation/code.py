@@ -6,8 +6,6 @@ import ast
 import warnings
 from collections.abc import Sequence
 
-OUTPUTS = ("code_valid", "code_valid_prefix")
-
 
 def parses(text: str) -> bool:
     """Whether `ast.parse` of this Python accepts the text and finds a statement in it: comments alone are none."""

@@ -50,8 +50,8 @@ def encoder_folder(path: str | None = None) -> Path:
     absent = [name for name in FILES if not (folder / name).is_file()]
     if absent:
         raise ConfigError(
-            f"evaluation.sentence_encoder: no {' and no '.join(absent)} in {folder}: run "
-            f"`python scripts/fetch_data.py minilm`, or give evaluation.sentence_encoder=FOLDER"
+            f"evaluation.metrics.text_coherence.sentence_encoder: no {' and no '.join(absent)} in {folder}: run "
+            f"`python scripts/fetch_data.py minilm`, or give evaluation.metrics.text_coherence.sentence_encoder=FOLDER"
         )
     return folder
 
@@ -79,7 +79,9 @@ class SentenceEncoder:
         try:
             kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
             if kind != "bert":
-                raise ConfigError(f"evaluation.sentence_encoder: {folder} holds a {kind}, a bert is needed")
+                raise ConfigError(
+                    f"evaluation.metrics.text_coherence.sentence_encoder: {folder} holds a {kind}, a bert is needed"
+                )
             model: Any = BertModel
             network, facts = model.from_pretrained(
                 folder,
@@ -94,12 +96,16 @@ class SentenceEncoder:
             raise
         except Exception as error:  # whatever the libraries raise, the folder is at fault
             reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"evaluation.sentence_encoder: {folder} cannot be read as a BERT: {reason}") from error
+            raise ConfigError(
+                f"evaluation.metrics.text_coherence.sentence_encoder: {folder} cannot be read as a BERT: {reason}"
+            ) from error
         finally:
             logging.set_verbosity(shown)
         wrong = [key for key in (*facts["missing_keys"], *facts["mismatched_keys"]) if "pooler" not in str(key)]
         if wrong:
-            raise ConfigError(f"evaluation.sentence_encoder: {folder} lacks {len(wrong)} weights: {wrong[0]}")
+            raise ConfigError(
+                f"evaluation.metrics.text_coherence.sentence_encoder: {folder} lacks {len(wrong)} weights: {wrong[0]}"
+            )
         self.network: nn.Module = network.eval().to(device)
         self.tokenizer.enable_truncation(LONGEST)
         self.tokenizer.enable_padding(pad_id=network.config.pad_token_id or 0)

@@ -6,43 +6,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from genlab.errors import ConfigError
-from genlab.evaluation import likelihood
 from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
 from genlab.evaluation.judged import Judged, generated_by, reconstructions_of
+from genlab.evaluation.metrics.base import Items, measure
 from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import FORMAT, identity, machine, versions
 from genlab.evaluation.sharding import from_first_rank, world
-from genlab.evaluation.texts import text_record
-from genlab.evaluation.windows import windows_of
+from genlab.evaluation.texts import item_record
 
-# Metrics of given items: the capability that the model must have, and what computes them.
-LIKELIHOODS: dict[str, tuple[Any, Callable[..., tuple[dict[str, float], dict[str, Any]]]]] = {
-    **{
-        name: (capability, partial(likelihood.over_windows, getattr(likelihood, name)))
-        for name, capability in (
-            ("text_likelihood", likelihood.LogLikelihood),
-            ("text_bound", likelihood.LikelihoodBound),
-            ("text_pseudo_likelihood", likelihood.PseudoLogLikelihood),
-        )
-    },
-    **{
-        name: (capability, partial(likelihood.over_images, getattr(likelihood, name)))
-        for name, capability in (
-            ("variational_bound", likelihood.VariationalBound),
-            ("importance_nll", likelihood.ImportanceNLL),
-            ("reconstruction", likelihood.Reconstructs),
-        )
-    },
-}
 Say = Callable[[str], None]
 
 
@@ -84,30 +62,26 @@ def evaluate(
     Raises:
         ConfigError: the protocol does not fit the model or the data.
     """
-    if protocol.modality not in (model.modality.name, "none"):
-        raise ConfigError(
-            f"evaluation={protocol.name} judges {protocol.modality}, the model makes {model.modality.name}: "
-            f"choose another protocol"
-        )
+    protocol.check(model, data, modality_of(model))
     began, device = time.perf_counter(), torch.device(model.device)
     weights = weights or protocol.weights
     part: dict[str, Any] = {}
     was_training = model.training
     model.eval()
     try:
-        if protocol.metrics and protocol.metrics[0] in LIKELIHOODS:
-            part = _likelihood(model, data, protocol, device, progress)
-        elif protocol.modality == "image":
+        if protocol.given is not None:
+            part = _given(model, data, protocol, device, progress)
+        elif protocol.metrics:
 
             def made(wanted: Protocol) -> Judged:
                 if wanted.judged == "reconstructions":
                     return reconstructions_of(model, data, wanted)
                 return generated_by(model, data, wanted, sampler, seed)
 
-            part, protocol = judge_images(made, data, protocol, device, progress, picture, max_minutes, say)
-        elif protocol.modality == "text":
-            texts = generated_by(model, data, protocol, sampler, seed)
-            part = text_record(texts, protocol, progress, data, device, table)
+            if model.modality.extractor:
+                part, protocol = judge_images(made, data, protocol, device, progress, picture, max_minutes, say)
+            else:
+                part = item_record(made(protocol), protocol, progress, data, device, table)
     finally:
         model.train(was_training)
     part["model"] = {
@@ -141,12 +115,14 @@ def evaluate_samples(
         device: where the extractor runs.
     """
     began = time.perf_counter()
-    if protocol.modality == "text":
-        part = text_record(judged(protocol), protocol, progress, data, device, table)
-    elif protocol.modality == "image" and not protocol.given:
+    modality = judged(protocol).read(0, 1).modality
+    protocol.check(None, data, modality.name, "the samples are")
+    if not protocol.metrics:
+        raise ConfigError("evaluation.metrics is empty: name a metric, or choose another protocol")
+    if modality.extractor:
         part, protocol = judge_images(judged, data, protocol, device, progress, picture, max_minutes, say)
     else:
-        raise ConfigError(f"evaluation={protocol.name} needs a model, not samples: choose another protocol")
+        part = item_record(judged(protocol), protocol, progress, data, device, table)
     return _finished({**part, "model": None}, protocol, device, began, context)
 
 
@@ -183,6 +159,11 @@ def judge_images(
     return evaluation.record(items, picture), protocol
 
 
+def modality_of(model: Any) -> str:
+    """The name of the modality that a model makes; "nothing" of one that does not generate."""
+    return model.modality.name if hasattr(model, "modality") else "nothing"
+
+
 def _finished(
     part: dict[str, Any], protocol: Protocol, device: torch.device, began: float, context: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -192,6 +173,7 @@ def _finished(
         "protocol": protocol.record(),
         "values": {},
         "missing": {},
+        "metric_of": {},
         **part,
     }
     record["identity"] = identity(record)
@@ -203,21 +185,10 @@ def _finished(
     return from_first_rank(lambda: record)
 
 
-def _likelihood(model: Any, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> dict[str, Any]:
-    """The part of the record that is about how likely given items are."""
-    metric = protocol.metrics[0]
-    capability, measured = LIKELIHOODS[metric]
-    if not isinstance(model, capability):
-        raise ConfigError(
-            f"evaluation={protocol.name}: {type(model).__name__} cannot give a {metric.replace('_', ' ')}"
-        )
-    source = windows_of(model, data, protocol.reference_split, protocol.context, protocol.stride)[0]
-    items = min(protocol.n or (1 << 62), len(source))
+def _given(model: Any, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> dict[str, Any]:
+    """The part of the record that is about given items."""
+    ((name, metric),) = protocol.metrics.items()
+    items = min(protocol.n or (1 << 62), len(metric.source(model, data, protocol)))
     with bar(progress, f"{protocol.name}: items", -(-items // world()[1])) as shown:
-        values, read = measured(model, data, protocol, device, shown.update)
-    missing = {name: "not finite" for name, value in values.items() if not np.isfinite(value)}
-    return {
-        "values": {protocol.key(name): None if name in missing else value for name, value in values.items()},
-        "missing": {protocol.key(name): reason for name, reason in missing.items()},
-        "reference": read,
-    }
+        rows = metric.read(model, data, protocol, device, shown.update)
+    return {**protocol.named(measure({name: metric}, Items(rows))), "reference": metric.facts}

@@ -14,12 +14,9 @@ from pathlib import Path
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation.rouge import HAN
 
-OUTPUTS = ("listed_words", "listed_texts")
-CLASSIFIER_OUTPUTS = ("classifier_mean", "classifier_share")
-
 
 class TextClassifier(ABC):
-    """Base class of what `evaluation.classifier._target_` names (its package in GENLAB_ALLOW).
+    """Base class of what `evaluation.metrics.text_harm.classifier._target_` names (its package in GENLAB_ALLOW).
 
     Attributes:
         name: for the record; say in it which weights.
@@ -44,12 +41,12 @@ def read_words(path: str | Path) -> list[str]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 (evaluation.words); convert the file") from None
+        raise DataError(f"{path}: not UTF-8 (evaluation.metrics.text_harm.words); convert the file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}) (evaluation.words)") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}) (evaluation.metrics.text_harm.words)") from None
     words = [word for line in lines if (word := line.strip()) and not word.startswith("#")]
     if not words:
-        raise ConfigError(f"{path}: has no word (evaluation.words)")
+        raise ConfigError(f"{path}: has no word (evaluation.metrics.text_harm.words)")
     return words
 
 
@@ -80,7 +77,7 @@ def scores_of(texts: Sequence[str], classifier: TextClassifier) -> list[float]:
     scores = [float(score) for score in classifier.score(list(texts))]
     if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
         raise ConfigError(
-            f"evaluation.classifier: {classifier.name} gave {sum(map(math.isfinite, scores))} finite scores for "
-            f"{len(texts)} texts; its score() must give one a text"
+            f"evaluation.metrics.text_harm.classifier: {classifier.name} gave {sum(map(math.isfinite, scores))} finite "
+            f"scores for {len(texts)} texts; its score() must give one a text"
         )
     return scores

@@ -121,20 +121,20 @@ def _load(name: str, path: str | None, kind: Any, types: tuple[str, ...]) -> tup
     asked = f"evaluation.extractor={name}"
     if not path:
         raise ConfigError(
-            f"{asked}: set evaluation.extractor_path to the folder of a Hugging Face {kind.__name__} (config.json "
+            f"{asked}: set evaluation.extractor.path to the folder of a Hugging Face {kind.__name__} (config.json "
             f"and {WEIGHTS}); nothing is downloaded"
         )
     folder = Path(path)
     absent = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
     if absent:
-        raise ConfigError(f"evaluation.extractor_path={path}: no {' and no '.join(absent)} there, {asked} needs them")
+        raise ConfigError(f"evaluation.extractor.path={path}: no {' and no '.join(absent)} there, {asked} needs them")
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"evaluation.extractor_path={path}: config.json cannot be read: {error}") from error
+        raise ConfigError(f"evaluation.extractor.path={path}: config.json cannot be read: {error}") from error
     if found not in types:
         raise ConfigError(
-            f"evaluation.extractor_path={path}: its model_type is {found!r}, {asked} takes {' or '.join(types)}"
+            f"evaluation.extractor.path={path}: its model_type is {found!r}, {asked} takes {' or '.join(types)}"
         )
     from transformers.utils import logging
 
@@ -146,12 +146,12 @@ def _load(name: str, path: str | None, kind: Any, types: tuple[str, ...]) -> tup
         )
     except Exception as error:  # whatever transformers and safetensors raise, the folder is at fault
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"evaluation.extractor_path={path}: no {kind.__name__} could be read: {reason}") from error
+        raise ConfigError(f"evaluation.extractor.path={path}: no {kind.__name__} could be read: {reason}") from error
     finally:
         logging.set_verbosity(shown)
     wrong = [*facts["missing_keys"], *facts["mismatched_keys"]]
     if wrong:
         raise ConfigError(
-            f"evaluation.extractor_path={path}: {WEIGHTS} lacks {len(wrong)} weights of {kind.__name__}: {wrong[0]}"
+            f"evaluation.extractor.path={path}: {WEIGHTS} lacks {len(wrong)} weights of {kind.__name__}: {wrong[0]}"
         )
     return network, sha256_of(folder / WEIGHTS), network.config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
-from genlab.evaluation.fidelity import measure
 from genlab.evaluation.judged import Judged
+from genlab.evaluation.metrics.base import Items, Measured, measure
 from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import versions
@@ -42,10 +41,13 @@ class ImageEvaluation:
 
     def __init__(self, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> None:
         self.data, self.protocol, self.progress = data, protocol, progress
-        self.extractor = _extractor(protocol, data, device)
-        self.real = RealImages(data, protocol.reference_split, protocol.reference_n, self.extractor, protocol.resize)
-        labelled = self.extractor.labels > 0 and self.extractor.labels == data.manifest.facts.get("num_classes")
-        self.settings = replace(protocol.settings, labelled=labelled)
+        self.extractor = _extractor(protocol, data, device) if protocol.needs("features") else None
+        self.resize = protocol.extractor.resize
+        self.real = RealImages(data, protocol.reference_split, protocol.reference_n, self.extractor, self.resize)
+        classes = 0 if self.extractor is None else self.extractor.labels
+        self.labelled = classes > 0 and classes == data.manifest.facts.get("num_classes")
+        for metric in protocol.metrics.values():
+            metric.to(device)
         self.other = self._other()
 
     def _other(self) -> RealImages | None:
@@ -58,69 +60,85 @@ class ImageEvaluation:
         if found is None:
             warnings.warn(f"no floor: {self.data.manifest.name} has no split besides {reference} to compare with")
             return None
-        return RealImages(self.data, found, self.protocol.n, self.extractor, self.protocol.resize)
+        return RealImages(self.data, found, self.protocol.n, self.extractor, self.resize)
 
     def seconds(self, judged: Judged) -> tuple[float, float]:
         """Estimates of one process: seconds an item that is judged, and seconds for all real images not in the cache.
 
         Measured on one chunk and on one batch of the extractor. Every rank must call it.
         """
-        count = min(judged.unit if judged.unit > 1 else self.extractor.batch, judged.n)
+        size = 100 if self.extractor is None else self.extractor.batch
+        count = min(judged.unit if judged.unit > 1 else size, judged.n)
 
         def judge() -> None:
             images: Any = judged.read(0, count).data
-            self.extractor.features(resized(images, self.protocol.resize))
+            if self.extractor is not None:
+                self.extractor.features(resized(images, self.resize))
 
         split = self._split(judged)
         item = IN_CACHE if split is not None and split.cached() else _timed(judge) / count
-        waiting = [r for r in (self.real, self.other) if r is not None and not r.cached()]
-        real = 0.0
-        if waiting:
-            size = min(self.extractor.batch, len(waiting[0].ids))
-            once = _timed(lambda: self.extractor.features(waiting[0].batch(0, size)["image"]))
+        real, extractor = 0.0, self.extractor
+        if extractor is not None and (
+            waiting := [r for r in (self._compared(), self.other) if r is not None and not r.cached()]
+        ):
+            size = min(extractor.batch, len(waiting[0].ids))
+            once = _timed(lambda: extractor.features(waiting[0].batch(0, size)["image"]))
             real = once / size * sum(len(r.ids) for r in waiting)
         return from_first_rank(lambda: (item, real))
 
+    def _compared(self) -> RealImages | None:
+        return self.real if self.protocol.needs("reference") else None
+
     def _split(self, judged: Judged) -> RealImages | None:
         """What is judged, where it is a split of a data set, whose features may be in the cache."""
-        if judged.split is None:
+        if judged.split is None or self.extractor is None:
             return None
-        return RealImages(*judged.split, judged.n, self.extractor, self.protocol.resize)
+        return RealImages(*judged.split, judged.n, self.extractor, self.resize)
 
     def record(self, judged: Judged, picture: Path | None = None) -> dict[str, Any]:
         """Values, floor, and all that decides them. `picture`: where closest pairs are saved, if they are asked for."""
         protocol, real, extractor = self.protocol, self.real, self.extractor
-        with bar(self.progress, f"{protocol.name}: real images", len(real.ids)) as shown:
-            reference = real.features(protocol.chunk, shown.update)
-        wanted = picture is not None and "nearest_neighbours" in protocol.metrics
+        reference = self._items(real, f"{protocol.name}: real images") if protocol.needs("reference") else Items()
+        drawn = picture is not None and any(metric.closest_pairs for metric in protocol.metrics.values())
+        wanted = drawn or protocol.needs("samples")
         began = time.perf_counter()
 
         def work(start: int, stop: int) -> dict[str, Tensor]:
             images = judged.read(start, stop).data
             assert isinstance(images, Tensor)
-            rows = extractor.features(resized(images, protocol.resize))
-            return {**rows, "image": images} if wanted else rows
+            rows = {} if extractor is None else extractor.features(resized(images, self.resize))
+            return {**rows, "image": images} if wanted or extractor is None else rows
 
         with bar(self.progress, f"{protocol.name}: samples", -(-judged.n // world()[1])) as shown:
             if (split := self._split(judged)) is not None and not wanted:
-                generated = split.features(protocol.chunk, shown.update)
+                rows = split.features(protocol.chunk, shown.update)
             else:
-                generated = sharded(judged.n, judged.unit, judged.group, work, shown.update)
+                rows = sharded(judged.n, judged.unit, judged.group, work, shown.update)
         seconds = time.perf_counter() - began
-        images = generated.pop("image", None)
-        dimensions = from_first_rank(lambda: generated["features"].shape[1])
-        if judged.labels is not None:
-            generated["labels"] = judged.labels
-        values, missing = from_first_rank(lambda: measure(protocol.metrics, generated, reference, self.settings))
-        if images is not None and world()[0] == 0:
+        images = rows.pop("image", None)
+        dimensions = from_first_rank(lambda: rows["features"].shape[1] if "features" in rows else None)
+        made = self._group(rows, None if images is None else resized(images, self.resize))
+        made.labels = judged.labels if judged.labels is not None else made.labels
+        measured = measure(protocol.metrics, made, reference)
+        if drawn and world()[0] == 0:
             assert picture is not None
-            self._pairs(picture, images, generated["features"], reference["features"])
+            assert images is not None
+            assert reference.features is not None
+            self._pairs(picture, images, rows["features"], reference.features)
+        smallest = min(judged.n, len(real.ids))
         result: dict[str, Any] = {
-            "values": {protocol.key(name): value for name, value in values.items()},
-            "missing": {protocol.key(name): reason for name, reason in missing.items()},
+            **protocol.named(measured),
             "generated": {**judged.facts, "seconds": round(seconds, 2), "per_second": round(judged.n / seconds, 2)},
             "reference": {**real.identity, "subset_seed": SUBSET_SEED},
-            "extractor": {
+            "resize": {
+                "to": self.resize,
+                "how": RESIZE if self.resize else "none",
+                "extractor": "none" if extractor is None else extractor.resize,
+            },
+            "notes": [note for metric in protocol.metrics.values() for note in metric.notes(smallest, dimensions)],
+        }
+        if extractor is not None:
+            result["extractor"] = {
                 "name": extractor.name,
                 "sha256": extractor.sha256,
                 "dimensions": dimensions,
@@ -128,37 +146,40 @@ class ImageEvaluation:
                 "dtype": "float32",
                 "tf32": False,
                 "autocast": False,
-            },
-            "resize": {
-                "to": protocol.resize,
-                "how": RESIZE if protocol.resize else "none",
-                "extractor": extractor.resize,
-            },
-            "notes": [],
-        }
+            }
         if self.other is not None:
             result["floor"] = self._floor(self.other, reference)
-        smallest = min(judged.n, len(real.ids))
-        if "fid" in protocol.metrics and smallest <= dimensions:
-            result["notes"].append(
-                f"{smallest} samples for {dimensions} dimensions: a covariance is singular, FID is biased upwards"
-            )
         return result
 
-    def _floor(self, other: RealImages, reference: dict[str, Tensor]) -> dict[str, Any]:
+    def _items(self, real: RealImages, words: str) -> Items:
+        """Real images, as far as a metric needs them; all of it on rank 0 only."""
+        rows: dict[str, Tensor] = {}
+        if self.extractor is not None:
+            with bar(self.progress, words, len(real.ids)) as shown:
+                rows = real.features(self.protocol.chunk, shown.update)
+        images = real.images(self.protocol.chunk) if self.protocol.needs("samples") and world()[0] == 0 else None
+        return self._group(rows, images)
+
+    def _group(self, rows: dict[str, Tensor], images: Tensor | None) -> Items:
+        return Items(images, rows.get("features"), rows.get("logits"), rows.get("labels"), self.labelled)
+
+    def _floor(self, other: RealImages, reference: Items) -> dict[str, Any]:
         """The same metrics of real images of another split, as many as were judged if there are so many."""
-        protocol, settings = self.protocol, self.settings
-        with bar(self.progress, f"{protocol.name}: floor", len(other.ids)) as shown:
-            rows = other.features(protocol.chunk, shown.update)
-        facts = [other.key, self.real.key, protocol.metrics, asdict(settings), VERSION, versions()]
+        protocol = self.protocol
+        items = self._items(other, f"{protocol.name}: floor")
+        settings = {name: metric.record() for name, metric in protocol.metrics.items()}
+        facts = [other.key, self.real.key, settings, self.labelled, VERSION, versions()]
 
         def compute() -> list[Any]:
-            return list(measure(protocol.metrics, rows, reference, settings))
+            measured = measure(protocol.metrics, items, reference, alone=True)
+            return [measured.values, measured.missing, measured.metric]
 
-        values, missing = from_first_rank(lambda: cached_json(key_of({"floor": facts}), compute))
+        # What a class of the user's computes may have changed since.
+        ours = all(node["_target_"].startswith("genlab.") for node in settings.values())
+        key = key_of({"floor": facts})
+        values = from_first_rank(lambda: cached_json(key, compute) if ours else compute())
         return {
-            "values": {protocol.key(name): value for name, value in values.items()},
-            "missing": {protocol.key(name): reason for name, reason in missing.items()},
+            **protocol.named(Measured(*values)),
             "samples": {**other.identity, "subset_seed": SUBSET_SEED},
             "same_n": len(other.ids) == protocol.n,  # else the floor is lower or higher only for want of items
         }
@@ -170,17 +191,18 @@ class ImageEvaluation:
 
         rows, ids, distances = closest_pairs(features, reference, 16)
         real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])
-        samples = resized(images[rows], self.protocol.resize)
+        samples = resized(images[rows], self.resize)
         if samples.shape == real.shape:  # files of another size or number of channels have values, but no picture
             save_pairs(path, samples, real, distances)
 
 
 def _extractor(protocol: Protocol, data: Any, device: torch.device) -> Extractor:
     """The protocol's extractor, else the data set's, else Inception."""
-    if not isinstance(protocol.extractor, str | None):
-        return protocol.extractor
-    name = protocol.extractor or EXTRACTOR_OF.get(data.manifest.name, "inception-v3-compat")
-    return load_extractor(name, batch=protocol.batch, device=device, path=protocol.extractor_path)
+    choice = protocol.extractor
+    if not isinstance(choice.name, str | None):
+        return choice.name
+    name = choice.name or EXTRACTOR_OF.get(data.manifest.name, "inception-v3-compat")
+    return load_extractor(name, batch=choice.batch, device=device, path=choice.path)
 
 
 def _timed(function: Callable[[], Any], short_s: float = 3.0) -> float:
@@ -216,4 +238,4 @@ def lowered(protocol: Protocol, judged_unit: int, item_s: float, real_s: float, 
             f"max_minutes={minutes:g}: the smallest evaluation takes about {least:.1f} minutes here, {real_s / 60:.1f} "
             "of them for real images, whose features are kept for the next time."
         )
-    return protocol if n >= protocol.n else replace(protocol, n=n, lowered_from=protocol.n, name=None)
+    return protocol if n >= protocol.n else protocol.with_fewer_samples(n)

@@ -123,7 +123,7 @@ def _extractor(
     if file is None:
         raise ConfigError(
             f"evaluation.extractor={name}: no weights at {' or '.join(map(str, candidates))}: run "
-            f"`python scripts/fetch_data.py inception_v3`, or give evaluation.extractor_path=FILE"
+            f"`python scripts/fetch_data.py inception_v3`, or give evaluation.extractor.path=FILE"
         )
     digest = sha256_of(file)
     has_logits = digest.startswith(INCEPTION_OFFICIAL_SHA256)

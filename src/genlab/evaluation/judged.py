@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Judged:
         read: (start, stop) -> items start .. stop - 1.
         facts: what made them, for the record.
         labels: int64 [n], the classes that were asked for, or None.
+        condition: all that was asked for, n rows by the names of conditions.
         references: for text, the right answers of each item, or None.
         prompts: for text, what each item goes on from, or None.
         split: of real images, (data, split) whose features may be in the cache.
@@ -50,6 +51,7 @@ class Judged:
     references: list[list[str]] | None = None
     prompts: list[str] | None = None
     split: tuple[Any, str] | None = None
+    condition: dict[str, Tensor] = field(default_factory=dict)
 
 
 # ---- made by a model
@@ -65,8 +67,6 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     """
     if protocol.n is None:
         raise ConfigError("evaluation.n: say how many samples are generated")
-    if protocol.prompt and not any(known.name == "prompt" for known in model.conditions):
-        raise ConfigError(f"evaluation.prompt={protocol.prompt}: {type(model).__name__} takes no prompt; take 0")
     draws = model.draw(protocol.n, data, protocol)
     conditions = {name: draw.rows for name, draw in draws.items() if draw.rows is not None}
     first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
@@ -86,7 +86,9 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
         facts |= draw.facts
     group = unit * -(-protocol.chunk // unit)
     facts |= sampling_facts(model, used)
-    return Judged(protocol.n, unit, group, read, facts, conditions.get("label"), references, shown)
+    return Judged(
+        protocol.n, unit, group, read, facts, conditions.get("label"), references, shown, condition=conditions
+    )
 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:

@@ -103,7 +103,8 @@ class NetworkExtractor:
         if self.size is not None and size != (self.size, self.size):
             raise ConfigError(
                 f"evaluation.extractor={self.name} takes {self.size}x{self.size} images, these are {size[0]}x{size[1]}:"
-                f" set evaluation.resize={self.size} or choose another extractor ({', '.join(sorted(EXTRACTORS))})"
+                f" set evaluation.extractor.resize={self.size} or choose another extractor "
+                f"({', '.join(sorted(EXTRACTORS))})"
             )
         parts: list[tuple[Tensor, ...]] = []
         with exact_float32(self.device):

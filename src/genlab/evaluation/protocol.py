@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor
-from genlab.evaluation.fidelity import METRICS, Settings
-from genlab.evaluation.harm import TextClassifier
-
-# Of texts that are generated; the others read given ones.
-GENERATED_METRICS = ("text_quality", "text_coherence", "text_copying", "text_harm", "code_validity", "verse_form")
-LIKELIHOODS = ("text_likelihood", "text_bound", "text_pseudo_likelihood")
-TEXT_METRICS = (*LIKELIHOODS, *GENERATED_METRICS)
-GIVEN_METRICS = ("variational_bound", "importance_nll", "reconstruction")  # of images that are given, not generated
+from genlab.evaluation.likelihood import Reconstructs
+from genlab.evaluation.metrics.base import Measured, Metric
+from genlab.evaluation.metrics.foreign import adapted
 
 FULL_COUNT = 10_000  # values from fewer generated samples are called proxies
+
+
+@dataclass
+class ExtractorChoice:
+    """The feature extractor that all metrics of a protocol share, and how images come to it.
+
+    Args:
+        name: of a feature extractor, or an Extractor; null takes the data set's own.
+        path: its file of weights, instead of the shipped or cached one; of dinov2 and clip the folder.
+        resize: height and width to which all images are resized before it (bicubic, antialiased); null: not.
+        batch: images in one call; null: the extractor's own.
+    """
+
+    name: str | Extractor | None = None
+    path: str | None = None
+    resize: Annotated[int, "ge 1"] | None = None
+    batch: Annotated[int, "ge 1"] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("resize", "batch"):
+            _at_least_1(f"extractor.{key}", getattr(self, key))
 
 
 @dataclass(kw_only=True)
@@ -30,108 +47,70 @@ class Protocol:
     gives `precision_10k_test` and `recall_10k_test`.
 
     Args:
-        metrics: of images: keys of fidelity.METRICS (fid, kid, precision_recall, density_coverage, intra_fid,
-            nearest_neighbours, inception_score, label_accuracy, confident_09); of generated text: text_quality,
-            text_coherence, text_copying, text_harm, code_validity, verse_form; of given text, alone: text_likelihood,
-            text_bound, text_pseudo_likelihood; of given images, alone: variational_bound, importance_nll,
-            reconstruction. Empty: nothing is evaluated.
-        n: how many samples are generated; for likelihoods, how many items are read (null: all of the split).
-        reference_split: of the data set, against which samples are compared; for text, the one that is read.
+        metrics: by name, objects of genlab.evaluation.metrics, of torchmetrics, or of a class of your own that derives
+            from torchmetrics.Metric, each with its own settings; a metric of given items alone. Empty: nothing is
+            evaluated.
+        n: how many samples are generated; of given items, how many are read (null: all of the split).
+        reference_split: of the data set, against which samples are compared; of given items, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
-        extractor: name of a feature extractor, or an Extractor; null takes the data set's own.
-        extractor_path: its file of weights, instead of the shipped or cached one; of dinov2 and clip the folder.
+        extractor: an ExtractorChoice, its fields, or its name alone.
         labels: condition of item i: "balanced" (i % classes) or "train" (as frequent as in the train split).
         weights: which weights the caller is to load into the model.
-        resize: height and width to which all images are resized before the extractor (bicubic, antialiased); null: not.
-        batch: images in one call of the extractor, or items in one of a model that judges given ones; null: the
-            extractor's own, or 100.
         chunk: images that are kept in memory at a time, rounded up to whole chunks of the model.
         floor: also measure real data of another split against the reference, which says what the best value is.
-        kid_subsets: see fidelity.Settings.
-        kid_subset_size: see fidelity.Settings.
-        neighbours: see fidelity.Settings.
-        density_neighbours: see fidelity.Settings.
-        splits: see fidelity.Settings.
         judged: what metrics of images judge: samples, or reconstructions of the reference split's own images, whose
             values are called rfid and so on.
-        draws: of importance_nll: importance samples an image.
-        terms: of variational_bound: how many of the L_{t-1} are computed an item, at random times; of text_bound: how
-            many numbers of masked tokens, at random; null: all.
         prompt: of generated text: tokens of a real window that the model goes on from, its rest the reference; 0: none.
-        tokenize: of text_quality, as sacreBLEU's: "13a" (European languages), "intl", "zh", "char", "none" (at spaces).
-        sentences: what ends a sentence for rougeLsum and text_coherence: "newline" (verse) or "punctuation".
-        context: of text_likelihood: inputs a window; null: those of the data's own windows.
-        stride: of text_likelihood: tokens that are new in each window, see windows.SlidingWindows; null: no overlap.
-        ngrams: of text_copying: lengths in tokens (see copying.tokens_of) of the n-grams looked for in the train split.
-        sentence_encoder: of text_coherence: folder of a BERT that encodes sentences; null: MiniLM in the cache.
-        words: of text_harm: a file with one word or phrase a line.
-        classifier: of text_harm: a `_target_` of a harm.TextClassifier.
-        threshold: of text_harm: score from which a text counts as harmful.
-        lowered_from: the n that was asked for, where time allowed fewer; the values are then proxies.
         name: null, or the name that the rule gives; anything else is refused.
 
+    Attributes:
+        lowered_from: the n that was asked for, where time allowed fewer; the values are then proxies.
+
     Raises:
-        ConfigError: a name that does not follow the rule, an unknown metric, an impossible number.
+        ConfigError: a name that does not follow the rule, something that is no metric, an impossible number.
     """
 
-    metrics: list[str]
+    metrics: Mapping[str, Any]
     n: Annotated[int, "ge 1"] | None = None
     reference_split: Literal["train", "val", "test", "folder", "given"] = "test"
     reference_n: Annotated[int, "ge 2"] | None = None
-    extractor: str | Extractor | None = None
-    extractor_path: str | None = None
+    extractor: Any = None
     labels: Literal["balanced", "train"] = "balanced"
     weights: Literal["ema", "raw"] = "ema"
-    resize: Annotated[int, "ge 1"] | None = None
-    batch: Annotated[int, "ge 1"] | None = None
     chunk: Annotated[int, "ge 1"] = 500
     floor: bool = True
-    kid_subsets: Annotated[int, "ge 1"] = 100
-    kid_subset_size: Annotated[int, "ge 2"] = 1000
-    neighbours: Annotated[int, "ge 1"] = 3
-    density_neighbours: Annotated[int, "ge 1"] = 5
-    splits: Annotated[int, "ge 1"] = 10
     judged: Literal["samples", "reconstructions"] = "samples"
-    draws: Annotated[int, "ge 1"] = 200
-    terms: Annotated[int, "ge 1"] | None = None
     prompt: Annotated[int, "ge 0"] = 0
-    tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
-    sentences: Literal["newline", "punctuation"] = "newline"
-    context: Annotated[int, "ge 1"] | None = None
-    stride: Annotated[int, "ge 1"] | None = None
-    ngrams: tuple[int, ...] = (4, 8)
-    sentence_encoder: str | None = None
-    words: str | None = None
-    classifier: TextClassifier | None = None
-    threshold: float = 0.5
-    lowered_from: int | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
-        self.metrics = list(self.metrics)  # Hydra gives a ListConfig
-        known = [*METRICS, *TEXT_METRICS, *GIVEN_METRICS]
-        for metric in self.metrics:
-            if metric not in known:
-                raise ConfigError(f"evaluation.metrics: no metric {metric!r} (there are: {', '.join(known)})")
-        if self.modality == "mixed" or (any(m in LIKELIHOODS for m in self.metrics) and len(self.metrics) > 1):
+        if not isinstance(self.metrics, Mapping):
             raise ConfigError(
-                f"evaluation.metrics: {self.metrics} mixes metrics of samples, likelihood and text: use a protocol each"
+                f"evaluation.metrics: {self.metrics} is no mapping; write NAME: {{_target_: "
+                "genlab.evaluation.metrics.CLASS}}, a line a metric"
             )
-        if self.modality == "image" and not self.given and self.n is None:
+        self.metrics = {
+            str(key): adapted(str(key), metric) for key, metric in self.metrics.items() if metric is not None
+        }
+        modalities = {metric.modality for metric in self.metrics.values()} - {None}
+        if len(modalities) > 1 or (self.given is not None and len(self.metrics) > 1):
+            raise ConfigError(
+                f"evaluation.metrics: {list(self.metrics)} mixes metrics of samples, likelihood and text: use a "
+                "protocol each"
+            )
+        if isinstance(self.extractor, Mapping):
+            known = [field.name for field in fields(ExtractorChoice)]
+            if wrong := [key for key in self.extractor if key not in known]:
+                raise ConfigError(f"evaluation.extractor has no {wrong[0]} (it has {', '.join(known)})")
+            self.extractor = ExtractorChoice(**self.extractor)
+        elif not isinstance(self.extractor, ExtractorChoice):
+            if not isinstance(self.extractor, str | Extractor | None):
+                raise ConfigError(f"evaluation.extractor={self.extractor}: give a name, or ExtractorChoice's fields")
+            self.extractor = ExtractorChoice(name=self.extractor)
+        if self.n is None and self.needs("features"):
             raise ConfigError("evaluation.n: say how many samples are generated")
-        self.ngrams = tuple(self.ngrams)
-        if not self.ngrams or not all(isinstance(n, int) and n > 0 for n in self.ngrams):
-            raise ConfigError(f"evaluation.ngrams={list(self.ngrams)}: give lengths of at least 1, such as [4, 8]")
-        if self.classifier is not None and not isinstance(self.classifier, TextClassifier):
-            raise ConfigError(
-                f"evaluation.classifier: {type(self.classifier).__name__} is no "
-                f"{TextClassifier.__module__}.TextClassifier; derive it from that"
-            )
-        counts = ("n", "reference_n", "resize", "batch", "chunk", "kid_subsets", "neighbours", "density_neighbours")
-        for key in (*counts, "splits", "context", "stride"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"evaluation.{key} is {value}: must be at least 1")
+        for key in ("n", "reference_n", "chunk"):
+            _at_least_1(key, getattr(self, key))
         for key, choices in (
             ("reference_split", ("train", "val", "test", "folder", "given")),
             ("labels", ("balanced", "train")),
@@ -140,7 +119,8 @@ class Protocol:
         ):
             if getattr(self, key) not in choices:
                 raise ConfigError(f"evaluation.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
-        ruled = self.key(self.metrics[0]) if self.metrics else "none"
+        self.lowered_from: int | None = None
+        ruled = self._ruled()
         if self.name is not None and self.name != ruled:
             raise ConfigError(
                 f"evaluation.name={self.name} does not say what it is: {self.n or 'all'} samples against the "
@@ -148,47 +128,101 @@ class Protocol:
             )
         self.name = ruled
 
-    @property
-    def modality(self) -> Literal["image", "text", "none", "mixed"]:
-        """What the metrics read."""
-        groups = (METRICS, GIVEN_METRICS, TEXT_METRICS)
-        samples, given, text = (any(m in group for m in self.metrics) for group in groups)
-        if samples + given + text > 1:
-            return "mixed"
-        return "image" if samples or given else "text" if text else "none"
+    def _ruled(self) -> str:
+        return self.key(next(iter(self.metrics))) if self.metrics else "none"
+
+    def with_fewer_samples(self, n: int) -> Protocol:
+        """The same with n samples, as time allows no more: its values are called proxies."""
+        fewer = replace(self, n=n, name=None)
+        fewer.lowered_from = self.n
+        fewer.name = fewer._ruled()
+        return fewer
 
     @property
-    def given(self) -> bool:
-        """Whether given images are read instead of generated ones."""
-        return any(metric in GIVEN_METRICS for metric in self.metrics)
+    def given(self) -> Metric | None:
+        """The metric of given items, where it is one of those."""
+        return next((metric for metric in self.metrics.values() if metric.capability is not None), None)
 
-    @property
-    def settings(self) -> Settings:
-        names = ("kid_subsets", "kid_subset_size", "neighbours", "density_neighbours", "splits")
-        return Settings(**{name: getattr(self, name) for name in names})
+    def needs(self, what: str) -> bool:
+        """Whether a metric needs "features" or the like, see Metric.needs."""
+        return any(what in metric.needs for metric in self.metrics.values())
 
-    def key(self, output: str) -> str:
-        """The full name of a value or metric: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `perplexity_val`."""
+    def check(self, model: Any, data: Any, modality: str, maker: str = "the model makes") -> None:
+        """Refuses, before anything is trained or generated, what the model, the data or the condition cannot give.
+
+        Args:
+            model: None for items in files.
+            data: a DataModule that has been set up, a judged.Folder or None.
+            modality: of what is judged; `maker` says of what.
+
+        Raises:
+            ConfigError: in one line, with what would give it.
+        """
+        for metric in self.metrics.values():
+            if not metric.judges(modality):
+                raise ConfigError(
+                    f"evaluation={self.name} judges {metric.modality}, {maker} {modality}: choose another protocol"
+                )
+            if metric.capability is not None and model is None:
+                raise ConfigError(f"evaluation={self.name} needs a model, not samples: choose another protocol")
+            metric.check(model, data, self)
+        if model is None or not self.metrics:
+            return
+        if self.n is None and self.given is None:
+            raise ConfigError("evaluation.n: say how many samples are generated")
+        if self.given is None and not hasattr(model, "sample"):
+            raise ConfigError(
+                f"evaluation={self.name} judges samples, {type(model).__name__} does not generate: take evaluation=none, "
+                "or a protocol of given items"
+            )
+        if self.prompt and not any(known.name == "prompt" for known in getattr(model, "conditions", ())):
+            raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
+        if self.judged == "reconstructions" and not isinstance(model, Reconstructs):
+            raise ConfigError(
+                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct; take samples"
+            )
+
+    def key(self, output: str, metric: str | None = None) -> str:
+        """The full name of a value or metric: `fid` -> `fid_50k_train`, `fid_1k_test.proxy`; `perplexity_val`.
+
+        Args:
+            metric: whose value it is; None: the one that is called so or says that it gives it.
+        """
+        owner = self.metrics.get(metric or output)
+        owner = owner or next((m for m in self.metrics.values() if output in m.outputs), None)
         parts = [("r" if self.judged == "reconstructions" else "") + output]
         counts = [self.n]
         if self.n is not None:
             parts.append(_count(self.n))
-        if not any(output in (name, *m.outputs) for name, m in METRICS.items() if not m.uses_reference):
+        if owner is None or owner.split_in_name:
             parts.append(self.reference_split + ("" if self.reference_n is None else _count(self.reference_n)))
             counts.append(self.reference_n)
-        parts += [f"{key}{value}" for key in ("context", "stride") if (value := getattr(self, key)) is not None]
+        parts += [] if owner is None else owner.name_parts()
         proxy = self.lowered_from is not None or any(count is not None and count < FULL_COUNT for count in counts)
         return "_".join(parts) + (".proxy" if proxy else "")
 
+    def named(self, measured: Measured) -> dict[str, dict[str, Any]]:
+        """Values, reasons of missing ones, and the metric of each, under the full names of values."""
+        names = {output: self.key(output, metric) for output, metric in measured.metric.items()}
+        return {
+            "values": {name: measured.values[output] for output, name in names.items()},
+            "missing": {names[output]: reason for output, reason in measured.missing.items()},
+            "metric_of": {name: measured.metric[output] for output, name in names.items()},
+        }
+
     def record(self) -> dict[str, Any]:
-        """All fields as primitives."""
+        """All fields as primitives, each metric with its settings."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if not isinstance(self.extractor, str | None):
-            values["extractor"] = self.extractor.name
-        values["ngrams"] = list(self.ngrams)
-        if self.classifier is not None:
-            values["classifier"] = self.classifier.name
-        return values
+        values["metrics"] = {key: metric.record() for key, metric in self.metrics.items()}
+        values["extractor"] = dict(vars(self.extractor))
+        if not isinstance(self.extractor.name, str | None):
+            values["extractor"]["name"] = self.extractor.name.name
+        return {**values, "lowered_from": self.lowered_from}
+
+
+def _at_least_1(key: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ConfigError(f"evaluation.{key} is {value}: must be at least 1")
 
 
 def _count(n: int) -> str:

@@ -13,7 +13,7 @@ from genlab import files
 from genlab.evaluation.reference import key_of
 from genlab.evaluation.sharding import world
 
-FORMAT = 1  # of the record
+FORMAT = 2  # of the record: 2 since metrics have their own settings
 PACKAGES = ("genlab", "torch", "torch-fidelity", "torchmetrics", "numpy", "scipy", "diffusers", "transformers")
 
 

@@ -47,18 +47,17 @@ class RealImages:
         data: a DataModule of images that has been set up.
         split: "train", "val" or "test".
         n: how many (a fixed random choice); None or too many: all.
-        extractor: see Extractor.
-        resize: see Protocol.
+        extractor: see Extractor; None: only images are read.
+        resize: see protocol.ExtractorChoice.
 
     Raises:
         ConfigError: the data set has no such split, or it is empty.
     """
 
-    def __init__(self, data: Any, split: str, n: int | None, extractor: Extractor, resize: int | None) -> None:
+    def __init__(self, data: Any, split: str, n: int | None, extractor: Extractor | None, resize: int | None) -> None:
         if split not in data.manifest.splits:
-            raise ConfigError(
-                f"evaluation.reference_split={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}"
-            )
+            known = ", ".join(data.manifest.splits)
+            raise ConfigError(f"evaluation.reference_split={split}: {data.manifest.name} has only {known}")
         self.source = data.source(split)
         if len(self.source) == 0:
             raise ConfigError(f"evaluation.reference_split={split}: this split of {data.manifest.name} is empty")
@@ -74,7 +73,7 @@ class RealImages:
         self.key = key_of(
             {
                 **self.identity,
-                "extractor": [extractor.name, extractor.sha256, extractor.resize],
+                "extractor": extractor and [extractor.name, extractor.sha256, extractor.resize],
                 "resize": [resize, RESIZE] if resize else None,
                 "subset_seed": SUBSET_SEED,
                 "version": VERSION,
@@ -84,7 +83,8 @@ class RealImages:
     @property
     def path(self) -> Path:
         """Where the features are kept."""
-        facts = [self.identity["data"], self.identity["split"], len(self.ids), self.extractor.name, self.key[:16]]
+        name = "" if self.extractor is None else self.extractor.name
+        facts = [self.identity["data"], self.identity["split"], len(self.ids), name, self.key[:16]]
         return cache_root() / "reference" / (re.sub(r"[^\w.-]+", "_", "-".join(map(str, facts))) + ".safetensors")
 
     def cached(self) -> bool:
@@ -108,9 +108,12 @@ class RealImages:
         items as they are computed.
         """
 
+        extractor = self.extractor
+        assert extractor is not None
+
         def work(start: int, stop: int) -> dict[str, Tensor]:
             rows = self.batch(start, stop)
-            return {**self.extractor.features(rows.pop("image")), **rows}
+            return {**extractor.features(rows.pop("image")), **rows}
 
         cached = self._load() if world()[0] == 0 else None
         if from_first_rank(lambda: cached is not None):
@@ -118,6 +121,10 @@ class RealImages:
         rows = sharded(len(self.ids), 1, chunk, work, done)
         from_first_rank(lambda: self._store(rows))
         return rows
+
+    def images(self, chunk: int = 500) -> Tensor:
+        """uint8 [n, C, H, W] as the extractor would get them."""
+        return torch.cat([self.batch(start, start + chunk)["image"] for start in range(0, len(self.ids), chunk)])
 
     def _load(self) -> dict[str, Tensor] | None:
         if not self.path.is_file():

@@ -13,8 +13,6 @@ ROWS, SHOWN = 1000, 100  # of the .jsonl; of the .md and of W&B
 TEXTS = ("prompt", "generated", "matched", "nearest training text")  # columns that are shown as paragraphs
 CHARACTERS = 2000  # of a cell in the .md and in W&B
 
-Row = dict[str, Any]
-
 
 def write_table(stem: Path, rows: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
     """Writes the first rows: as JSON Lines, and as a page to read.

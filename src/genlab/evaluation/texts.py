@@ -1,19 +1,18 @@
-"""The part of a record that is about generated texts."""
+"""The part of a record that is about generated texts, or items of any other modality without an extractor."""
 
 from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from genlab.errors import ConfigError
 from genlab.evaluation.judged import Judged
-from genlab.evaluation.measures import MEASURES, Group, Measured, ready
+from genlab.evaluation.metrics.base import Items, Measured, measure
 from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import subset
@@ -23,7 +22,7 @@ from genlab.evaluation.tables import write_table
 CPU = torch.device("cpu")
 
 
-def text_record(
+def item_record(
     judged: Judged,
     protocol: Protocol,
     progress: bool,
@@ -32,7 +31,7 @@ def text_record(
     table: Path | None = None,
     examples: int = 8,
 ) -> dict[str, Any]:
-    """What the protocol's metrics find in the texts, the metrics' signatures, and a few of the texts themselves.
+    """What the protocol's metrics find in the items, the metrics' signatures, and a few of the texts themselves.
 
     Args:
         data: a DataModule that has been set up; None: there is none, and no floor but of texts with references.
@@ -40,76 +39,58 @@ def text_record(
         table: see evaluator.evaluate.
         examples: texts in the record.
     """
-    ready(protocol, data)
-    began = time.perf_counter()
-    with bar(progress, f"{protocol.name}: texts", -(-judged.n // world()[1])) as shown:
-        rows = sharded(
-            judged.n, judged.unit, judged.group, lambda a, b: {"text": list(judged.read(a, b).data)}, shown.update
+    if judged.references is None and protocol.needs("pairs"):
+        raise ConfigError(
+            f"evaluation={protocol.name} compares with references, and these have none: give each line "
+            '{"text": "...", "reference": "..."}'
         )
+    began = time.perf_counter()
+    with bar(progress, f"{protocol.name}: samples", -(-judged.n // world()[1])) as shown:
+        rows = sharded(judged.n, judged.unit, judged.group, lambda a, b: {"data": judged.read(a, b).data}, shown.update)
     seconds = time.perf_counter() - began
-    texts = rows["text"]
-    groups, floor = [Group(texts, judged.prompts, judged.references)], None
-    if protocol.floor and (found := from_first_rank(lambda: real_texts(texts, judged, data, protocol))) is not None:
+    items = Items(
+        rows["data"], labels=judged.labels, prompts=judged.prompts, references=judged.references,
+        condition=judged.condition,
+    )  # fmt: skip
+    groups, floor = [items], None
+    if protocol.floor and (found := from_first_rank(lambda: real_texts(items, data, protocol))) is not None:
         real, floor = found
         groups.append(real)
-    measured = _measured(groups, protocol, data, device)
-    values, missing = _keyed(measured[0], protocol)
+    for metric in protocol.metrics.values():
+        metric.to(device).prepare(data, groups)
+    measured = [measure(protocol.metrics, group) for group in groups]
     record: dict[str, Any] = {
-        "values": values,
-        "missing": missing,
+        **protocol.named(measured[0]),
         "signatures": measured[0].signatures,
         "generated": {**judged.facts, "seconds": round(seconds, 2), "per_second": round(judged.n / seconds, 2)},
         "reference": {"with_samples": judged.references is not None, "split": protocol.reference_split},
-        "examples": [
-            {"text": text, **({"references": judged.references[i]} if judged.references else {})}
-            for i, text in enumerate(texts[:examples])
-        ],
     }
     if floor is not None:
-        values, missing = _keyed(measured[1], protocol)
-        record["floor"] = {"samples": floor, "values": values, "missing": missing}
+        record["floor"] = {"samples": floor, **protocol.named(measured[1])}
+    if not isinstance(items.data, list):
+        return record
+    record["examples"] = [
+        {"text": text, **({"references": judged.references[i]} if judged.references else {})}
+        for i, text in enumerate(items.data[:examples])
+    ]
     if table is not None:
         title = f"{protocol.name}: {judged.n} texts"
-        record["table"] = from_first_rank(lambda: write_table(table, _rows(groups[0], measured[0]), title))
+        record["table"] = from_first_rank(lambda: write_table(table, _rows(items, measured[0]), title))
     return record
 
 
-def _measured(groups: Sequence[Group], protocol: Protocol, data: Any, device: torch.device) -> list[Measured]:
-    """Of each group, all metrics together."""
-    whole = [Measured() for _ in groups]
-    for metric in protocol.metrics:
-        try:
-            parts = MEASURES[metric](groups, protocol, data, device)
-        except (ValueError, ArithmeticError) as error:  # it must not end a training run
-            warnings.warn(f"{metric} has no value: {error}")
-            parts = [Measured(missing={metric: str(error)}) for _ in groups]
-        for all_of_it, part in zip(whole, parts, strict=True):
-            for name in ("values", "signatures", "missing", "columns"):
-                getattr(all_of_it, name).update(getattr(part, name))
-    return whole
-
-
-def _keyed(measured: Measured, protocol: Protocol) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Values and reasons under their full names; a value without a number is None."""
-    why = {name: "not finite" for name, value in measured.values.items() if not np.isfinite(value)} | measured.missing
-    names = dict.fromkeys([*measured.values, *(name for name in why if name not in MEASURES)])
-    values = {protocol.key(name): None if name in why else measured.values[name] for name in names}
-    return values, {protocol.key(name): reason for name, reason in why.items()}
-
-
-def real_texts(
-    texts: Sequence[str], judged: Judged, data: Any, protocol: Protocol
-) -> tuple[Group, dict[str, Any]] | None:
+def real_texts(items: Items, data: Any, protocol: Protocol) -> tuple[Items, dict[str, Any]] | None:
     """Real held-out texts for the floor, and what they are; None where there are none.
 
     The true rests where the texts go on from prompts or have references. Else documents of the reference split (val
     where that is train), a fixed random choice, the i-th cut to the length of the i-th text; where there are fewer
     documents than texts, passages of them that do not overlap, from the beginnings of unindented paragraphs.
     """
-    if judged.references is not None:
+    texts = items.data
+    if items.references is not None:
         facts = {"split": protocol.reference_split, "n": len(texts), "what": "the first reference of each text"}
-        return Group([several[0] for several in judged.references], judged.prompts), facts
-    if not hasattr(data, "texts"):
+        return Items([several[0] for several in items.references], prompts=items.prompts), facts
+    if not isinstance(texts, list) or not hasattr(data, "texts"):
         return None
     split = "val" if protocol.reference_split in ("train", "given", "folder") else protocol.reference_split
     documents = [text for _, text in data.texts(split)]
@@ -120,7 +101,7 @@ def real_texts(
     real = [documents[i][at : at + len(text)] for (i, at), text in zip(chosen, texts, strict=False)]
     what = "documents" if len(documents) >= len(texts) else "passages of documents"
     facts = {"split": split, "n": len(real), "what": f"{what}, cut to the lengths of the texts"}
-    return (Group(real), facts) if real else None
+    return (Items(real), facts) if real else None
 
 
 def _apart(documents: Sequence[str], length: int) -> list[tuple[int, int]]:
@@ -135,11 +116,11 @@ def _apart(documents: Sequence[str], length: int) -> list[tuple[int, int]]:
     return starts
 
 
-def _rows(group: Group, measured: Measured) -> list[dict[str, Any]]:
+def _rows(items: Items, measured: Measured) -> list[dict[str, Any]]:
     """Rows of the table; where copies were looked for, the nearest ones first."""
     rows = []
-    for i, text in enumerate(group.texts):
-        prompt = {} if group.prompts is None else {"prompt": group.prompts[i]}
+    for i, text in enumerate(items.data):
+        prompt = {} if items.prompts is None else {"prompt": items.prompts[i]}
         rows.append({"number": i, **prompt, "generated": text, **{k: v[i] for k, v in measured.columns.items()}})
     if "near copy" in measured.columns:
         rows.sort(key=lambda row: (row["near copy"], row["longest match"] / max(1, row["tokens"])), reverse=True)

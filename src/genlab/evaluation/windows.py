@@ -10,6 +10,8 @@ from torch import Tensor
 from genlab.data.sources import IGNORED, Tokens, widened, without
 from genlab.errors import ConfigError
 
+WINDOWS = "evaluation.metrics.text_likelihood"
+
 
 class SlidingWindows:
     """Windows of `context` inputs that begin every `stride` tokens (transformers' documentation, "Perplexity of
@@ -23,6 +25,7 @@ class SlidingWindows:
         source: of the split, its tokens one stream.
         context: inputs a window.
         stride: 1 .. context; context: windows that do not overlap.
+        at: key of the metric's settings, for messages.
 
     Raises:
         ConfigError: stride > context.
@@ -30,9 +33,9 @@ class SlidingWindows:
 
     rows = None  # they may be read in any order
 
-    def __init__(self, source: Tokens, context: int, stride: int) -> None:
+    def __init__(self, source: Tokens, context: int, stride: int, at: str = WINDOWS) -> None:
         if stride > context:
-            raise ConfigError(f"evaluation.stride={stride}: must be at most the context, {context} tokens")
+            raise ConfigError(f"{at}.stride={stride}: must be at most the context, {context} tokens")
         self.tokens, self.given, self.context, self.stride = source.tokens, source.given, context, stride
         self.predicted = len(source.tokens) - 1  # all tokens but the first
 
@@ -52,32 +55,30 @@ class SlidingWindows:
 
 
 def windows_of(
-    model: Any, data: Any, split: str, context: int | None, stride: int | None
-) -> tuple[Any, int | None, int | None]:
-    """What a likelihood reads, and its context and stride where the protocol states them.
+    model: Any, data: Any, split: str, context: int | None, stride: int | None, at: str = WINDOWS
+) -> SlidingWindows | Any:
+    """What a likelihood reads: the data's own windows, or SlidingWindows where context or stride are stated.
 
     Args:
-        context: tokens; None: those of the data's own windows.
-        stride: None: the data's own windows, or those of `context` without overlap.
+        context: tokens; None: as many as in the data's own windows.
+        stride: None: windows of `context` without overlap.
+        at: key of the metric's settings, for messages.
 
     Raises:
         ConfigError: the split is no stream of tokens, or the context is more than the model can read.
     """
     source = data.source(split)
     if context is None and stride is None:
-        return source, None, None
+        return source
     if source.rows is not None:
-        raise ConfigError(
-            "evaluation.stride: contiguous windows have a context of their own; leave stride and context out"
-        )
+        raise ConfigError(f"{at}.stride: contiguous windows have a context of their own; leave stride and context out")
     if not isinstance(source, Tokens):
         raise ConfigError(
-            "evaluation.stride: each item is a document of its own, which is read from its beginning; "
+            f"{at}.stride: each item is a document of its own, which is read from its beginning; "
             "take data.documents=packed, or leave stride and context out"
         )
     context = context or source.length
     limit = getattr(model, "context", None)
     if limit is not None and context > limit:
-        raise ConfigError(f"evaluation.context={context}: the model reads at most {limit} tokens")
-    stride = stride or context
-    return SlidingWindows(source, context, stride), context, stride
+        raise ConfigError(f"{at}.context={context}: the model reads at most {limit} tokens")
+    return SlidingWindows(source, context, stride or context, at)

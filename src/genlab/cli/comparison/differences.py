@@ -13,7 +13,7 @@ TARGET = "_target_"
 # How values were measured is compared record by record, see `protocols`.
 NEUTRAL = frozenset(
     {*NOT_HASHED, "name", "threads", "evaluation", "trainer.enable_progress_bar", "callbacks.samples",
-     "callbacks.final", "callbacks.evaluate_every"}
+     "callbacks.final", "callbacks.latents", "callbacks.evaluate_every", "callbacks.evaluate_n"}
 )  # fmt: skip
 SEEDS = frozenset({"seed", "data.seed"})
 ABSENT = object()  # a key that this configuration does not have

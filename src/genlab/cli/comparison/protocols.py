@@ -16,26 +16,18 @@ from typing import Any, TypeVar
 
 from genlab.cli.comparison.differences import ABSENT, TARGET, differences, same
 from genlab.cli.comparison.numbers import shown
+from genlab.cli.old_protocol import record_in_new_form
 
 # Fields of the protocol that another part of the record states as it was in fact.
 STATED = {
     "generated": ("n", "labels"),
     "model": ("weights",),
-    "extractor": ("extractor", "extractor_path"),
+    "extractor": ("extractor",),
     "reference": ("reference_split", "reference_n"),
-    "resize": ("resize",),
 }
-NOT_DECISIVE = ("metrics", "name", "floor")
-# Settings that matter to some values only, by the beginning of their names.
-ONLY_FOR = {
-    "kid_subsets": ("kid",),
-    "kid_subset_size": ("kid",),
-    "neighbours": ("precision", "recall"),
-    "splits": ("inception_score",),
-    "terms": ("bits_per_dim", "L_"),
-}
+NOT_DECISIVE = ("metrics", "name", "floor", "chunk")
 RESULTS = ("standard_error",)  # of the reference part: measured, not chosen
-COMPUTING = ("batch", "dtype", "tf32", "autocast")  # of the extractor
+COMPUTING = ("batch", "dtype", "tf32", "autocast")  # of the extractor, and of a metric that calls the model
 TIMES = ("seconds", "per_second")
 PACKAGE = "torch-fidelity"
 Owner = TypeVar("Owner")
@@ -56,15 +48,15 @@ class Facts:
 
 
 def facts(record: Mapping[str, Any], name: str) -> Facts:
-    """What decides the value `name` of a record. Unknown fields count as decisive."""
+    """What decides the value `name` of a record: what all metrics share, and the settings of its own one. Unknown
+    fields count as decisive; one that an older record does not have is its default."""
+    record = record_in_new_form(record)
     parts = {key: mapping(record.get(key)) for key in ("protocol", "reference", "extractor", "resize", "generated")}
     model, versions, generated = mapping(record.get("model")), mapping(record.get("versions")), parts["generated"]
     stated = {field for part, fields in STATED.items() if record.get(part) for field in fields}
-    protocol = {
-        field: value
-        for field, value in parts["protocol"].items()
-        if field not in (*NOT_DECISIVE, *stated, "batch", "chunk") and name.startswith(ONLY_FOR.get(field, ("",)))
-    }
+    metric = mapping(mapping(parts["protocol"].get("metrics")).get(record["metric_of"].get(name)))
+    protocol = {**_less(parts["protocol"], (*NOT_DECISIVE, *stated)), "metric": _less(metric, COMPUTING)}
+    batches = [mapping(parts["protocol"].get("extractor")).get("batch"), metric.get("batch")]
     measured = {
         "protocol": protocol,
         "reference": _less(parts["reference"], RESULTS) if SPLIT.search(name) else None,
@@ -80,7 +72,7 @@ def facts(record: Mapping[str, Any], name: str) -> Facts:
         "dtype": model.get("dtype"),
         "machine": record.get("machine"),
         "chunk_size": generated.get("chunk_size"),
-        "protocol": {field: parts["protocol"].get(field) for field in ("batch", "chunk")},
+        "protocol": {"batch": batches[parts["extractor"] == {}], "chunk": parts["protocol"].get("chunk")},
         "extractor": {field: parts["extractor"].get(field) for field in COMPUTING},
         "versions": _less(versions, (PACKAGE, "python")),
     }

@@ -1,0 +1,159 @@
+"""Protocols in the form that they had before metrics were objects: configs and records in it read as the new form.
+
+Old: `metrics: [fid, kid]`, and the settings of all metrics side by side (`kid_subsets: 100`). New: `metrics: {fid:
+{_target_: ...FID}, kid: {_target_: ...KID, subsets: 100}}`, and what feature metrics share under `extractor`. The
+tables below are history: no new metric is added to them. No torch is imported, as configs are checked without it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from genlab.cli.signature import Definition, find, signature
+
+PROTOCOL = "genlab.evaluation.protocol.Protocol"
+# Old name: class, and how the values of other names begin that it gave.
+METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fid": ("FID", ()),
+    "kid": ("KID", ()),
+    "precision_recall": ("PrecisionRecall", ("precision", "recall")),
+    "density_coverage": ("DensityCoverage", ("density", "coverage")),
+    "intra_fid": ("IntraFID", ()),
+    "nearest_neighbours": ("NearestNeighbours", ("nearest_distance", "authenticity", "near_duplicates")),
+    "inception_score": ("InceptionScore", ()),
+    "label_accuracy": ("LabelAccuracy", ()),
+    "confident_09": ("Confidence", ()),
+    "text_quality": ("TextQuality", ("distinct", "self_bleu", "rep_", "zipf", "mean_length", "duplicates", "sacrebleu",
+                                     "bleu", "chrf", "rouge")),
+    "text_coherence": ("TextCoherence", ("coherence",)),
+    "text_copying": ("TextCopying", ("longest_match", "seen_", "nearest_jaccard", "near_copies")),
+    "text_harm": ("TextHarm", ("listed_", "classifier_")),
+    "code_validity": ("CodeValidity", ("code_valid",)),
+    "verse_form": ("VerseForm", ()),
+    "text_likelihood": ("TextLikelihood", ()),
+    "text_bound": ("TextBound", ()),
+    "text_pseudo_likelihood": ("TextPseudoLikelihood", ()),
+    "variational_bound": ("VariationalNLL", ()),
+    "importance_nll": ("ImportanceWeightedNLL", ()),
+    "reconstruction": ("Reconstruction", ()),
+}  # fmt: skip
+_WINDOWS = ("text_likelihood", "text_bound", "text_pseudo_likelihood")
+_GIVEN = (*_WINDOWS, "variational_bound", "importance_nll", "reconstruction")
+# Old field: the name of the setting, and the metrics that have it.
+SETTINGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "kid_subsets": ("subsets", ("kid",)),
+    "kid_subset_size": ("subset_size", ("kid",)),
+    "neighbours": ("neighbours", ("precision_recall",)),
+    "density_neighbours": ("neighbours", ("density_coverage",)),
+    "splits": ("splits", ("inception_score",)),
+    "draws": ("draws", ("importance_nll",)),
+    "terms": ("terms", ("variational_bound", "text_bound")),
+    "tokenize": ("tokenize", ("text_quality",)),
+    "sentences": ("sentences", ("text_quality", "text_coherence")),
+    "context": ("context", _WINDOWS),
+    "stride": ("stride", _WINDOWS),
+    "ngrams": ("ngrams", ("text_copying",)),
+    "sentence_encoder": ("sentence_encoder", ("text_coherence",)),
+    "words": ("words", ("text_harm",)),
+    "classifier": ("classifier", ("text_harm",)),
+    "threshold": ("threshold", ("text_harm",)),
+    "batch": ("batch", _GIVEN),
+}
+SHARED = {"extractor": "name", "extractor_path": "path", "resize": "resize", "batch": "batch"}  # of the extractor
+
+
+def new_form(node: Any) -> Any:
+    """A protocol's node of a config, or `protocol` of a record, in the new form; one that has it comes back as it is.
+
+    Args:
+        node: plain containers. Fields of the old form that the metrics of the node do not have are left out.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("metrics"), list):
+        return node
+    metrics: dict[str, dict[str, Any]] = {
+        str(name): {"_target_": f"genlab.evaluation.metrics.{METRICS[name][0]}"}
+        for name in node["metrics"]
+        if isinstance(name, str) and name in METRICS
+    }
+    given = any(name in _GIVEN for name in metrics)
+    kept = {key: value for key, value in node.items() if key not in SETTINGS and key not in SHARED and key != "metrics"}
+    extractor = {
+        new: node[old] for old, new in SHARED.items() if node.get(old) is not None and not (given and old == "batch")
+    }
+    for old, (setting, owners) in SETTINGS.items():
+        for owner in owners:
+            if owner in metrics and old in node and not (old == "batch" and node[old] is None):
+                metrics[owner][setting] = node[old]
+    return {**kept, "metrics": metrics, "extractor": extractor}
+
+
+def record_in_new_form(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric record in the new form: the protocol, every setting that it leaves at its default, and `metric_of`."""
+    protocol, of = record.get("protocol"), record.get("metric_of")
+    if isinstance(protocol, Mapping) and isinstance(protocol.get("metrics"), list):
+        of = _owners(record)
+        listed = [*protocol["metrics"], *(name for name in of.values() if name is not None)]
+        protocol = new_form({**protocol, "metrics": listed})
+    if not isinstance(protocol, Mapping):
+        return {**record, "metric_of": {}}
+    metrics = protocol.get("metrics")
+    metrics = metrics if isinstance(metrics, Mapping) else {}
+    filled = {
+        **defaults(PROTOCOL),
+        **protocol,
+        "metrics": {
+            name: {**defaults(node.get("_target_")), **node}
+            for name, node in metrics.items()
+            if isinstance(node, Mapping)
+        },
+    }
+    return {**record, "protocol": filled, "metric_of": dict(of) if isinstance(of, Mapping) else {}}
+
+
+def _owners(record: Mapping[str, Any]) -> dict[str, str | None]:
+    """The metric that gave each value of a record of the old form."""
+    protocol = record["protocol"]
+    listed = [name for name in protocol["metrics"] if isinstance(name, str) and name in METRICS]
+    if any(name in _GIVEN for name in listed):
+        return dict.fromkeys(record["values"], listed[0])
+    prefix = "r" if protocol.get("judged") == "reconstructions" else ""
+    return {
+        value: next(
+            (m for m in (*listed, *METRICS) if value.removeprefix(prefix).startswith((m, *METRICS[m][1]))), None
+        )
+        for value in record["values"]
+    }
+
+
+def new_keys(key: str, known: Collection[str] = ()) -> list[str]:
+    """The keys that have taken the place of an old one: evaluation.kid_subsets -> evaluation.metrics.kid.subsets.
+
+    Args:
+        known: keys of the configuration; of several new keys those whose node is there are meant.
+    """
+    group, _, field = key.partition(".")
+    if group != "evaluation":
+        return []
+    setting, owners = SETTINGS.get(field, ("", ()))
+    new = [f"evaluation.extractor.{SHARED[field]}"] if field in SHARED else []
+    new += [f"evaluation.metrics.{owner}.{setting}" for owner in owners]
+    return [name for name in new if name.rpartition(".")[0] in known] or new
+
+
+@functools.cache
+def defaults(target: Any) -> dict[str, Any]:
+    """Arguments of a class that have literal defaults, read from its source."""
+    found = find(target) if isinstance(target, str) and "." in target else None
+    if not isinstance(found, Definition):
+        return {}
+    values = {}
+    for name, parameter in signature(found).parameters.items():
+        try:
+            value = ast.literal_eval(parameter.default) if parameter.default is not None else None
+        except ValueError:
+            continue
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values

@@ -1,0 +1,37 @@
+"""The metrics that a protocol names as `{_target_: genlab.evaluation.metrics.NAME}`, and their base class."""
+
+from genlab.evaluation.metrics.base import Items, Measured, Metric, NotApplicable, measure
+from genlab.evaluation.metrics.fidelity import (
+    FID,
+    KID,
+    Confidence,
+    DensityCoverage,
+    InceptionScore,
+    IntraFID,
+    LabelAccuracy,
+    NearestNeighbours,
+    PrecisionRecall,
+)
+from genlab.evaluation.metrics.generated import (
+    CodeValidity,
+    TextCoherence,
+    TextCopying,
+    TextHarm,
+    TextQuality,
+    VerseForm,
+)
+from genlab.evaluation.metrics.given import (
+    ImportanceWeightedNLL,
+    Reconstruction,
+    TextBound,
+    TextLikelihood,
+    TextPseudoLikelihood,
+    VariationalNLL,
+)
+
+__all__ = [
+    "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",
+    "IntraFID", "Items", "LabelAccuracy", "Measured", "Metric", "NearestNeighbours", "NotApplicable",
+    "PrecisionRecall", "Reconstruction", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
+    "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "VariationalNLL", "VerseForm", "measure",
+]  # fmt: skip

@@ -1,0 +1,265 @@
+"""Metrics of given items: perplexity and bits a byte of text; bounds, likelihoods and reconstructions of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from genlab.errors import ConfigError
+from genlab.evaluation import likelihood
+from genlab.evaluation.metrics.base import Metric, no_split
+from genlab.evaluation.reference import subset
+from genlab.evaluation.sharding import from_first_rank, sharded
+from genlab.evaluation.windows import SlidingWindows, windows_of
+
+Count = Annotated[int, "ge 1"]
+Rows = dict[str, Tensor]
+
+
+class Given(Metric):
+    """Of items of the reference split, which the model reads.
+
+    Attributes:
+        batch: items in one call of the model.
+        facts: what was read, for the record.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.keep(batch=batch)
+        self.facts: dict[str, Any] = {}
+
+    def check(self, model: Any, data: Any, protocol: Any) -> None:
+        """Also that the model has the capability, and the data the split."""
+        super().check(model, data, protocol)
+        assert self.capability is not None
+        if not isinstance(model, self.capability):
+            gives = next(name for name in vars(self.capability) if not name.startswith("_"))
+            raise ConfigError(
+                f"evaluation={protocol.name}: {type(model).__name__} cannot give a {self.key.replace('_', ' ')}, it "
+                f"has no {gives}(); choose another protocol"
+            )
+        if protocol.reference_split not in data.manifest.splits:
+            raise no_split(data, protocol.reference_split)
+
+    def source(self, model: Any, data: Any, protocol: Any) -> Any:
+        """What is read; its `rows` are windows that must be read side by side and in order, or None."""
+        return data.source(protocol.reference_split)
+
+    def finish(self, data: Any, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch as the model reads it."""
+        return data.finish(raw, "test")  # never augmented
+
+    def score(self, model: Any, batch: Mapping[str, Tensor]) -> Rows:
+        """By name, a number an item, [B] each."""
+        raise NotImplementedError
+
+    def read(
+        self, model: Any, data: Any, protocol: Any, device: torch.device, done: Callable[[int], Any] = lambda n: None
+    ) -> Rows:
+        """`score` of protocol.n items (a fixed random choice; None: all), in order. Every rank must call it."""
+        split, source = protocol.reference_split, self.source(model, data, protocol)
+        ids = torch.from_numpy(subset(len(source), protocol.n))
+        together = getattr(source, "rows", None)
+        if together is not None and protocol.n is not None:
+            raise ConfigError("evaluation.n: contiguous windows are read from the first to the last; leave it null")
+
+        def work(start: int, stop: int) -> Rows:
+            part = ids[start:stop]
+            raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
+            batch = self.finish(data, {key: value.to(device) for key, value in raw.items()})
+            return {key: value.cpu() for key, value in self.score(model, batch).items()}
+
+        with torch.no_grad():
+            if together is None:
+                rows = sharded(len(ids), 1, self.batch, work, done)
+            else:  # all on every rank, so that a model that carries its state has all of a row
+                parts = []
+                for start in range(0, len(ids), together):
+                    parts.append(work(start, start + together))
+                    done(together)
+                rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        identity = {"data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
+        self.facts = {**identity, **self.describe(rows, len(source), model, data, protocol)}
+        return rows
+
+    def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
+        """What was read, of `of` items that there are, and a standard error of the first mean."""
+        first = next(iter(rows))
+        n = len(rows[first])
+        error = float(rows[first].std() / math.sqrt(n)) if n > 1 else None
+        return {"items": n, "of": of, "standard_error": error, "standard_error_of": first}
+
+    def compute(self) -> dict[str, float]:
+        """Means over the items."""
+        return {key: float(value.mean()) for key, value in self.judged.data.items()}
+
+
+class VariationalNLL(Given):
+    """The model's own upper bound of -log p(x) of images, and its terms.
+
+    Args:
+        terms: how many of the L_{t-1} of a diffusion model are computed an item, at random times; None: all.
+        batch: images in one call of the model.
+    """
+
+    key, modality, capability = "variational_bound", "image", likelihood.VariationalBound
+
+    def __init__(self, terms: Count | None = None, batch: Count = 100) -> None:
+        super().__init__(batch)
+        self.keep(terms=terms)
+
+    def score(self, model: likelihood.VariationalBound, batch: Mapping[str, Tensor]) -> Rows:
+        return model.variational_bound(batch, terms=self.terms)
+
+
+class ImportanceWeightedNLL(Given):
+    """The model's own estimate of -log p(x) of images, under names that say how many draws: nll_iw200.
+
+    Args:
+        draws: importance samples an image.
+        batch: images in one call of the model.
+    """
+
+    key, modality, capability = "importance_nll", "image", likelihood.ImportanceNLL
+
+    def __init__(self, draws: Count = 200, batch: Count = 100) -> None:
+        super().__init__(batch)
+        self.keep(draws=draws)
+
+    def score(self, model: likelihood.ImportanceNLL, batch: Mapping[str, Tensor]) -> Rows:
+        return {f"{name}_iw{self.draws}": rows for name, rows in model.importance_nll(batch, self.draws).items()}
+
+
+class Reconstruction(Given):
+    """Of pixels in [0, 1]: mse; psnr in dB, the mean over images; ssim (Wang et al. 2004) by torchmetrics.
+
+    Args:
+        batch: images in one call of the model.
+    """
+
+    key, modality, capability = "reconstruction", "image", likelihood.Reconstructs
+
+    def __init__(self, batch: Count = 100) -> None:
+        super().__init__(batch)
+
+    def score(self, model: likelihood.Reconstructs, batch: Mapping[str, Tensor]) -> Rows:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        shown, back = (x.float().clamp(-1, 1).add(1).div(2) for x in model.reconstruct(batch))
+        mse = (shown - back).double().square().flatten(1).mean(1)
+        ssim = structural_similarity_index_measure(back, shown, data_range=1.0, reduction="none")
+        assert isinstance(ssim, Tensor)
+        return {"mse": mse, "psnr": -10 * mse.clamp(min=1e-10).log10(), "ssim": ssim.double().view(-1)}
+
+
+class TextLikelihood(Given):
+    """How likely the windows of a split are: the data's own, one after another, or those of `context` and `stride`.
+
+    A token is predicted from what stands before it in its window (of a masked model, from any part of it), so without
+    overlap the first tokens of a window have little context. Gives nats_per_token; perplexity = exp(nats_per_token);
+    of the text, whatever its vocabulary: bits_per_byte, bits_per_character, and word_perplexity = exp(nats of the
+    split / words between white space) (none of the three where the data has unknown words, the last not in scripts
+    without spaces).
+
+    Args:
+        context: inputs a window; None: those of the data's own windows.
+        stride: tokens that are new in each window, see windows.SlidingWindows; None: no overlap.
+        batch: windows in one call of the model.
+    """
+
+    key, modality, named = "text_likelihood", "text", "{}"  # what is no likelihood says so
+    capability: ClassVar[type | None] = likelihood.LogLikelihood
+
+    def __init__(self, context: Count | None = None, stride: Count | None = None, batch: Count = 100) -> None:
+        super().__init__(batch)
+        self.keep(context=context, stride=stride)
+
+    def name_parts(self) -> list[str]:
+        return [f"{key}{value}" for key in ("context", "stride") if (value := getattr(self, key)) is not None]
+
+    def scores(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum of log p in nats, float [B], and number of its tokens, int64 [B]."""
+        return model.log_likelihood(batch)
+
+    def score(self, model: Any, batch: Mapping[str, Tensor]) -> Rows:
+        sums, counts = self.scores(model, batch)
+        context = torch.full((len(counts),), batch["input_ids"].shape[1])
+        return {"sum": sums.double(), "tokens": counts.long(), "context": context}
+
+    def finish(self, data: Any, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return raw
+
+    def source(self, model: Any, data: Any, protocol: Any) -> Any:
+        at = f"evaluation.metrics.{self.key}"
+        return windows_of(model, data, protocol.reference_split, self.context, self.stride, at)
+
+    def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
+        """Windows, tokens, bytes, characters and words a token, context and stride in tokens."""
+        units = from_first_rank(lambda: data.units_per_token(protocol.reference_split)) or {}
+        source, longest = self.source(model, data, protocol), int(rows["context"].max())
+        sliding, carried = isinstance(source, SlidingWindows), getattr(model, "carried", None) is not None
+        return {
+            "windows": len(rows["sum"]),
+            "of": of,
+            "tokens": int(rows["tokens"].sum()),
+            **{f"{unit}s_per_token": units.get(unit) for unit in ("byte", "character", "word")},
+            "context": source.context if sliding else longest,
+            "stride": source.stride if sliding else longest,  # the data's own follow one another without overlap
+            **({} if source.rows is None else {"rows": source.rows, "carried": carried}),
+        }
+
+    def compute(self) -> dict[str, float]:
+        facts = self.facts
+        nats = -self.judged.data["sum"].sum().item() / max(facts["tokens"], 1)
+        values = {"nats_per_token": nats, "perplexity": _exp(nats)}
+        for unit in ("byte", "character"):
+            if facts[f"{unit}s_per_token"] is not None:
+                values[f"bits_per_{unit}"] = nats / math.log(2) / facts[f"{unit}s_per_token"]
+        if facts["words_per_token"] is not None:
+            values["word_perplexity"] = _exp(nats / facts["words_per_token"])
+        return {self.named.format(name): value for name, value in values.items()}
+
+
+class TextBound(TextLikelihood):
+    """As TextLikelihood, of a lower bound on log p, as bounds: the tokens of a window together, given the one before.
+
+    Args:
+        terms: how many numbers of masked tokens, at random; None: all.
+        context: see TextLikelihood.
+        stride: see TextLikelihood.
+        batch: see TextLikelihood.
+    """
+
+    key, named = "text_bound", "{}_bound"
+    capability: ClassVar[type | None] = likelihood.LikelihoodBound
+
+    def __init__(
+        self, terms: Count | None = None, context: Count | None = None, stride: Count | None = None, batch: Count = 100
+    ) -> None:
+        super().__init__(context, stride, batch)
+        self.keep(terms=terms)
+
+    def scores(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return model.likelihood_bound(batch, self.terms)
+
+
+class TextPseudoLikelihood(TextLikelihood):
+    """As TextLikelihood, a token from all others of its window; no length of a code, so without bits a byte."""
+
+    key, named = "text_pseudo_likelihood", "pseudo_{}"
+    capability: ClassVar[type | None] = likelihood.PseudoLogLikelihood
+
+    def scores(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return model.pseudo_log_likelihood(batch)
+
+    def compute(self) -> dict[str, float]:
+        return dict(list(super().compute().items())[:2])  # nats and perplexity
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
