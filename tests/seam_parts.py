@@ -19,6 +19,7 @@ from genlab.data.manifest import Manifest
 from genlab.data.module import DataModule, Split
 from genlab.data.sources import Batch, Source
 from genlab.errors import ConfigError
+from genlab.evaluation.metrics.base import Metric
 from genlab.modality import Media, Meta, Modality
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel
@@ -145,6 +146,26 @@ class Checked(CurveModel):
         read = self.regressor.on(batch["turn"].device)(self.mean(batch["turn"]))
         agreed = (read - torch.stack([torch.cos(angle), torch.sin(angle)], 1)).square().mean()
         return {"loss": super().losses(batch)["loss"] + 0.1 * agreed, "agreed": agreed}
+
+
+class WaveError(Metric):
+    """Mean distance of curves from the waves that they were asked to be.
+
+    Args:
+        start: first point that counts.
+    """
+
+    modality = "curve"
+    outputs = ("wave_error",)
+    split_in_name = False
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self.keep(start=start)
+
+    def compute(self) -> dict[str, float]:
+        asked = wave(self.judged.condition["turn"])[:, self.start :]
+        return {"wave_error": float((self.judged.data[:, self.start :] - asked).abs().mean())}
 
 
 class TurnRegressor(TrainedModel):

@@ -25,7 +25,7 @@ from genlab.evaluation import Protocol, evaluate, evaluate_samples
 from genlab.evaluation.judged import images_from, texts_from
 from genlab.evaluation.metrics import FID, KID, Items, Metric, TextCopying, TextQuality
 from genlab.evaluation.metrics.foreign import Foreign
-from genlab.modality import Audio
+from genlab.modality import Audio, Text
 from genlab.samples import Samples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -264,7 +264,7 @@ def test_two_of_one_class_have_names_of_their_own(cache: Path) -> None:
 
 
 class Texter(Painter):
-    modality, conditions = "text", ()
+    modality, conditions = Text(), ()
 
 
 def test_what_the_model_or_the_data_cannot_give_is_refused(cache: Path) -> None:

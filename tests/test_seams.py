@@ -26,6 +26,8 @@ from genlab.samples import Samples
 
 OPTIONS = {
     "model/curve.yaml": "_target_: seam_parts.CurveModel\n",
+    "evaluation/wave.yaml": "_target_: genlab.evaluation.protocol.Protocol\nn: 32\nreference_split: val\n"
+    "metrics: {wave_error: {_target_: seam_parts.WaveError, start: 4}}\n",
     "model/checked.yaml": "_target_: seam_parts.Checked\nregressor:\n  _target_: genlab.parts.FrozenPart\n"
     "  path: ???\n  part: linear\n",
     "model/regressor.yaml": "_target_: seam_parts.TurnRegressor\n",
@@ -86,6 +88,17 @@ def test_it_samples_from_a_command_line_and_from_a_file(folder: Path, trained: P
             path = folder / f"out{i}" / f"{j:06d}.json"
             assert (Curve().read(path) - waves[j % 2]).abs().max() < 0.1
             assert json.loads(path.read_text())["meta"]["turn"] == [0.25, 0.5][j % 2]
+
+
+def test_it_is_evaluated_by_a_metric_of_ones_own(folder: Path, trained: Path, regressor: Path) -> None:
+    done = run(folder, "evaluate.py", "--config-dir", "myconf", f"run={trained.name}", "evaluation=wave")
+    assert done.code == 0, done.output
+    record = json.loads((trained / "evaluation" / "wave_error_32.proxy.json").read_text())
+    assert record["values"]["wave_error_32.proxy"] < 0.1
+    assert record["protocol"]["metrics"] == {"wave_error": {"_target_": "seam_parts.WaveError", "start": 4}}
+    assert record["generated"]["turns"] == "of the split, in order"
+    again = ("evaluate.py", "--config-dir", "myconf", f"run={regressor.name}", "evaluation=wave")
+    run(folder, *again).line(2, "judges curve, the model makes nothing: choose another protocol")
 
 
 @pytest.mark.parametrize(

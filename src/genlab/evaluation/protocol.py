@@ -172,8 +172,8 @@ class Protocol:
             raise ConfigError("evaluation.n: say how many samples are generated")
         if self.given is None and not hasattr(model, "sample"):
             raise ConfigError(
-                f"evaluation={self.name} judges samples, {type(model).__name__} does not generate: take evaluation=none, "
-                "or a protocol of given items"
+                f"evaluation={self.name} judges samples, {type(model).__name__} does not generate: take "
+                "evaluation=none, or a protocol of given items"
             )
         if self.prompt and not any(known.name == "prompt" for known in getattr(model, "conditions", ())):
             raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
