@@ -29,6 +29,8 @@ from runs import (
     work,
 )
 from test_text_more import small_encoder
+from torchmetrics.image import TotalVariation
+from torchmetrics.text import WordErrorRate
 
 from genlab.cli.build import build_model
 from genlab.cli.load import load_run
@@ -180,12 +182,13 @@ def test_metrics_are_equal_on_1_2_3_ranks(tmp_path: Path) -> None:
     run = new_run(small_run("model=ddpm", tmp_path, f"data.path={path}", "sampler.steps=2"))
     assert work(run) == 0, log(run)
     metrics = {"fid": FID(), "kid": KID(10, 20), "inception_score": InceptionScore(),
-               "precision_recall": PrecisionRecall(), "confident_09": Confidence()}  # fmt: skip
+               "precision_recall": PrecisionRecall(), "confident_09": Confidence(),
+               "tv": TotalVariation("mean")}  # fmt: skip
     options = {"metrics": metrics, "n": 50, "reference_split": "train", "extractor": "mnist-cnn", "floor": False}
     found = [together(ranks, _values, str(run.path), str(tmp_path / "cache"), options) for ranks in (1, 2, 3)]
     values = found[0][0]["values"]
     assert not found[0][0]["missing"]
-    assert len(values) == 8
+    assert len(values) == 9
     for states in found:
         for state in states:
             assert state["values"] == pytest.approx(values, rel=1e-6, abs=1e-12)
@@ -196,7 +199,8 @@ def test_text_metrics_are_equal_on_1_2_3_ranks(tmp_path: Path) -> None:
     assert work(run) == 0, log(run)
     encoder = small_encoder(tmp_path / "encoder")
     protocols: list[dict[str, Any]] = [
-        {"metrics": {"text_quality": TextQuality("char")}, "n": 21, "reference_split": "train", "prompt": 8},
+        {"metrics": {"text_quality": TextQuality("char"), "wer": WordErrorRate()}, "n": 21,
+         "reference_split": "train", "prompt": 8},
         {"metrics": {"text_likelihood": TextLikelihood()}, "reference_split": "val"},
         {"metrics": {"text_likelihood": TextLikelihood(stride=3)}, "reference_split": "val", "n": 40},
         {"metrics": {"text_copying": TextCopying((2,)), "code_validity": CodeValidity()}, "n": 21,

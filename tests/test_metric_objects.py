@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,29 @@ def test_a_metric_of_ones_own_is_a_class_and_a_yaml(cache: Path, monkeypatch: py
         compose_config(ROOT / "conf", "evaluate", [*words, "evaluation.metrics.brightness.level=x"])
     with pytest.raises(ConfigError, match=r"Did you mean evaluation\.metrics\.brightness\.level"):
         compose_config(ROOT / "conf", "evaluate", [*words, "+evaluation.metrics.brightness.levle=3"])
+
+
+def test_the_metric_that_contributing_adds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its diff, with the class in a package of one's own, as nothing is written under src here."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a metric")[2]
+    _, module, protocol = re.split(r"^\+\+\+ b/.*\n", re.findall(r"```diff\n(.*?)```", text, re.S)[0], flags=re.M)
+    assert all(line.startswith("+") for line in (module + protocol).splitlines())
+    (cache / "conf" / "evaluation").mkdir(parents=True)
+    (cache / "added_metric.py").write_text(re.sub(r"^\+", "", module, flags=re.M))
+    node = re.sub(r"^\+", "", protocol, flags=re.M).replace("genlab.evaluation.metrics.brightness", "added_metric")
+    (cache / "conf" / "evaluation" / "added.yaml").write_text(node)
+    monkeypatch.syspath_prepend(cache)
+    monkeypatch.setenv("GENLAB_ALLOW", "added_metric")
+    words = ["run=x", f"hydra.searchpath=[file://{cache / 'conf'}]", "evaluation=added", "evaluation.n=40"]
+    made = build_protocol(compose_config(ROOT / "conf", "evaluate", words).evaluation)
+    assert made is not None
+    record = evaluate(Painter(), make_data(cache / "data"), made, progress=False)
+    assert list(record["values"]) == ["brightness_40_test.proxy", "brightness_gap_40_test.proxy"]
+    images = paint(torch.arange(40), torch.arange(40) % 10)
+    assert record["values"]["brightness_40_test.proxy"] == pytest.approx(images.double().mean().item())
+    assert record["protocol"]["metrics"]["brightness"] == {"_target_": "added_metric.Brightness", "least": 0}
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics\.brightness\.least must be an integer >= 0, is -1"):
+        compose_config(ROOT / "conf", "evaluate", [*words, "evaluation.metrics.brightness.least=-1"])
 
 
 def test_word_error_rate_of_a_file_of_pairs(cache: Path) -> None:
@@ -336,6 +360,12 @@ def test_the_form_before_means_the_same() -> None:
     assert protocol.record()["metrics"] == {"fid": FID().record(), "kid": KID(subsets=7).record()}
     assert vars(protocol.extractor) == {"name": "mnist-cnn", "path": None, "resize": 28, "batch": 10}
     assert new_form(new_form(old)) == new_form(old)
+    less = new_form(old)
+    left_out = build_protocol({**less, "metrics": {**less["metrics"], "kid": None}})
+    assert left_out is not None
+    assert list(left_out.metrics) == ["fid"]
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics\.fud: 'fud' is no metric"):
+        build_protocol({**old, "metrics": ["fid", "fud"]})
     given = build_protocol({**old, "metrics": ["text_bound"], "n": None, "terms": 3, "stride": 4, "batch": 5})
     assert given is not None
     assert given.record()["metrics"]["text_bound"] == {

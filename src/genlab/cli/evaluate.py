@@ -127,7 +127,7 @@ def _samples(config: DictConfig) -> dict[str, Any]:
         data = build_data(config)
         data.prepare_data()
         data.setup("test")
-    if source.suffix == ".jsonl":
+    if source.suffix == ".jsonl" or not all(metric.judges("image") for metric in protocol.metrics.values()):
         read = texts_from(source, protocol.n)
         split = "given" if data is None or read.references else protocol.reference_split
         protocol = replace(protocol, n=read.n, reference_split=split, prompt=0, name=None)

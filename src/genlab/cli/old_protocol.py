@@ -73,10 +73,9 @@ def new_form(node: Any) -> Any:
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("metrics"), list):
         return node
-    metrics: dict[str, dict[str, Any]] = {
-        str(name): {"_target_": f"genlab.evaluation.metrics.{METRICS[name][0]}"}
+    metrics: dict[str, Any] = {  # an unknown name stays, and is refused where the protocol is built
+        str(name): {"_target_": f"genlab.evaluation.metrics.{METRICS[name][0]}"} if str(name) in METRICS else name
         for name in node["metrics"]
-        if isinstance(name, str) and name in METRICS
     }
     given = any(name in _GIVEN for name in metrics)
     kept = {key: value for key, value in node.items() if key not in SETTINGS and key not in SHARED and key != "metrics"}

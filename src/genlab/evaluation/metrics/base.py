@@ -98,8 +98,8 @@ class Metric(torchmetrics.Metric):
         """Keeps all items until `compute`."""
         self.judged, self.reference = judged, reference
 
-    def compute(self) -> dict[str, float]:
-        """Values by name."""
+    def compute(self) -> Any:
+        """Values by name, or in the order of `outputs`."""
         raise NotImplementedError
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
@@ -198,6 +198,8 @@ def _one(metric: Metric, name: str, judged: Items, reference: Items | None) -> t
     try:
         metric.update(judged, reference)
         found = metric.compute()
+        if not isinstance(found, Mapping):
+            found = dict(zip(metric.outputs, found if isinstance(found, tuple) else (found,), strict=True))
     except Exception as error:
         if isinstance(error, GenlabError) or lost_rank(error):
             raise

@@ -6,7 +6,7 @@ Inception Score go by row number.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import astuple
 from typing import Annotated
 
 import numpy as np
@@ -130,8 +130,8 @@ class FID(FeatureMetric):
 
     key, outputs = "fid", ("fid",)
 
-    def compute(self) -> dict[str, float]:
-        return {"fid": fid(self.judged.features, self.reference.features)}
+    def compute(self) -> float:
+        return fid(self.judged.features, self.reference.features)
 
     def notes(self, n: int, dimensions: int | None) -> list[str]:
         """That it is biased, where a covariance is singular."""
@@ -153,9 +153,8 @@ class KID(FeatureMetric):
         super().__init__()
         self.keep(subsets=subsets, subset_size=subset_size)
 
-    def compute(self) -> dict[str, float]:
-        values = kid(self.judged.features, self.reference.features, self.subsets, self.subset_size)
-        return dict(zip(self.outputs, values, strict=True))
+    def compute(self) -> tuple[float, float]:
+        return kid(self.judged.features, self.reference.features, self.subsets, self.subset_size)
 
 
 class PrecisionRecall(FeatureMetric):
@@ -171,9 +170,8 @@ class PrecisionRecall(FeatureMetric):
         super().__init__()
         self.keep(neighbours=neighbours)
 
-    def compute(self) -> dict[str, float]:
-        values = precision_recall(self.judged.features, self.reference.features, self.neighbours)
-        return dict(zip(self.outputs, values, strict=True))
+    def compute(self) -> tuple[float, float]:
+        return precision_recall(self.judged.features, self.reference.features, self.neighbours)
 
 
 class DensityCoverage(FeatureMetric):
@@ -189,14 +187,14 @@ class DensityCoverage(FeatureMetric):
         super().__init__()
         self.keep(neighbours=neighbours)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> tuple[float, float]:
         features, real = self.judged.features, self.reference.features
         _same_width(features, real)
         if len(real) <= self.neighbours:
             raise ValueError(
                 f"evaluation.metrics.{self.key}.neighbours is {self.neighbours}, there are {len(real)} real samples"
             )
-        return dict(zip(self.outputs, density_coverage(features, real, self.neighbours), strict=True))
+        return density_coverage(features, real, self.neighbours)
 
 
 class IntraFID(FeatureMetric):
@@ -204,7 +202,7 @@ class IntraFID(FeatureMetric):
 
     key, outputs = "intra_fid", ("intra_fid", "intra_fid_worst", "intra_fid_worst_label")
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> tuple[float, float, float]:
         for items, which in (
             (self.judged, "samples were not made for a label"),
             (self.reference, "real items have no labels"),
@@ -214,7 +212,7 @@ class IntraFID(FeatureMetric):
         values = intra_fid(self.judged.features, self.reference.features, self.judged.labels, self.reference.labels)
         worst = max(values, key=lambda label: values[label])
         mean = float(np.mean(list(values.values())))
-        return {"intra_fid": mean, "intra_fid_worst": values[worst], "intra_fid_worst_label": float(worst)}
+        return mean, values[worst], float(worst)
 
 
 class NearestNeighbours(FeatureMetric):
@@ -223,9 +221,9 @@ class NearestNeighbours(FeatureMetric):
     key, outputs = "nearest_neighbours", ("nearest_distance", "authenticity", "near_duplicates")
     closest_pairs = True
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> tuple[float, ...]:
         _same_width(self.judged.features, self.reference.features)
-        return asdict(memorisation(self.judged.features, self.reference.features))
+        return astuple(memorisation(self.judged.features, self.reference.features))
 
 
 class LogitMetric(Metric):
@@ -268,8 +266,8 @@ class InceptionScore(LogitMetric):
         super().__init__()
         self.keep(splits=splits)
 
-    def compute(self) -> dict[str, float]:
-        return dict(zip(self.outputs, inception_score(self.logits(), self.splits), strict=True))
+    def compute(self) -> tuple[float, float]:
+        return inception_score(self.logits(), self.splits)
 
 
 class LabelAccuracy(LogitMetric):
@@ -277,10 +275,10 @@ class LabelAccuracy(LogitMetric):
 
     key, outputs = "label_accuracy", ("label_accuracy",)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> float:
         if self.judged.labels is None:
             raise NotApplicable("the samples were not made for a label")
-        return {"label_accuracy": label_accuracy(self.label_logits(), self.judged.labels)}
+        return label_accuracy(self.label_logits(), self.judged.labels)
 
 
 class Confidence(LogitMetric):
@@ -288,5 +286,5 @@ class Confidence(LogitMetric):
 
     key, outputs = "confident_09", ("confident_09",)
 
-    def compute(self) -> dict[str, float]:
-        return {"confident_09": confident(self.label_logits())}
+    def compute(self) -> float:
+        return confident(self.label_logits())
