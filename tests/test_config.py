@@ -133,7 +133,7 @@ MISTAKES = [
     ("data.num_classes=null model.num_classes=10", "data.num_classes=None"),
     # targets
     ("model._target_=genlab.models.gan.GNA", "Did you mean genlab.models.gan.GAN?"),
-    ("model._target_=torch.nn.Linear", "is not a GenerativeModel"),
+    ("model._target_=torch.nn.Linear", "is not a TrainedModel"),
     ("optimizer._target_=torch.nn.Linear", "is not a Optimizer"),
     ("callbacks.extra=[{_target_:torch.nn.ReLU}]", "is not a Callback"),
     ("+model._args_=[1]", "_args_ is not allowed"),
