@@ -13,6 +13,7 @@ BELOW = {
     "files": {"errors"},
     "noise": {"errors"},
     "drawing": {"errors", "files"},
+    "folders": {"errors", "files"},
     "sound": {"errors", "files"},
     "animation": {"errors", "files"},
     "modality": {"errors", "files", "drawing", "sound", "animation"},

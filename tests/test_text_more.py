@@ -250,7 +250,7 @@ def test_encoder_is_the_mean_of_the_last_states(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no tokenizer.json in .*fetch_data.py minilm"):
         SentenceEncoder(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match="cannot be read as a BERT"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read"):
         SentenceEncoder(str(tmp_path))
 
 

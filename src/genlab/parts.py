@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from genlab.errors import ConfigError
 from genlab.files import folder_or_cached, read_json
+from genlab.folders import load_folder
 from genlab.networks.frozen import Frozen
 from genlab.runs.directory import find_run
 
@@ -34,9 +36,9 @@ class FrozenPart(Frozen):
         facts = read_json(folder / "config.json")
         kind = facts if isinstance(facts, dict) else {}
         if "model_type" in kind:
-            network = _of_library("transformers", "AutoModel", folder)
+            network = _of_library("transformers", "AutoModel", folder, path)
         elif "_class_name" in kind:
-            network = _of_library("diffusers", str(kind["_class_name"]), folder)
+            network = _of_library("diffusers", str(kind["_class_name"]), folder, path)
         else:
             network = _of_run(path, weights)
         for name in part.split(".") if part else ():
@@ -54,19 +56,8 @@ def _of_run(path: str, weights: str) -> nn.Module:
     return load_run(find_run(path, Path(os.environ.get("GENLAB_RUNS", "runs"))).path, weights, device="cpu").model
 
 
-def _of_library(library: str, name: str, folder: Path) -> nn.Module:
-    import importlib
-
-    import torch
-
-    kind: Any = getattr(importlib.import_module(library), name, None)
-    options: dict[str, Any] = {"trust_remote_code": False} if library == "transformers" else {}
+def _of_library(library: str, name: str, folder: Path, path: str) -> nn.Module:
+    kind = getattr(importlib.import_module(library), name, None)
     if not hasattr(kind, "from_pretrained"):
         raise ConfigError(f"{folder / 'config.json'}: {library} has no {name}")
-    try:
-        return kind.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, **options
-        )
-    except Exception as error:  # the library's and safetensors' own, of many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from error
+    return load_folder(folder, kind, path)

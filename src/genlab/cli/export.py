@@ -16,7 +16,6 @@ from genlab.cli.redact import redact
 from genlab.data.vocabulary import END
 from genlab.errors import ConfigError, expected
 from genlab.files import read_json
-from genlab.networks.frozen import frozen_parts
 from genlab.runs.environment import code_version, library_versions
 from genlab.runs.export import FORMAT, TOKENIZER, write_export
 from genlab.runs.transformers_folder import generation_of, write_transformers
@@ -92,8 +91,8 @@ def export(
         "versions": library_versions(),
         "code": code_version(),
     }
-    if parts := frozen_parts(loaded.model):
-        facts["frozen"] = {name: part.sha256 for name, part in parts.items()}
+    if frozen := loaded.model.frozen():
+        facts["frozen"] = frozen
     tokenizer = source.path / TOKENIZER
     if format == "transformers":
         for_transformers(Path(out), loaded, redact(facts))

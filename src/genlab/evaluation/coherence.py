@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from genlab.evaluation.reference import SUBSET_SEED
 from genlab.evaluation.rouge import HAN, split_sentences
 from genlab.evaluation.sharding import sharded
 from genlab.files import cache_root, sha256_of
+from genlab.folders import load_folder
 
 OUTPUTS = ("coherence", "coherence_shuffled")
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -70,43 +70,15 @@ class SentenceEncoder:
 
     def __init__(self, path: str | None = None, device: torch.device | str = "cpu") -> None:
         from tokenizers import Tokenizer
-        from transformers import BertConfig, BertModel
-        from transformers.utils import logging
+        from transformers import BertModel
 
-        folder = encoder_folder(path)
-        shown = logging.get_verbosity()
-        logging.set_verbosity_error()
+        folder, where = encoder_folder(path), "evaluation.metrics.text_coherence.sentence_encoder"
+        network: Any = load_folder(folder, BertModel, f"{where}={folder}", ("bert",), unused="pooler")
         try:
-            kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-            if kind != "bert":
-                raise ConfigError(
-                    f"evaluation.metrics.text_coherence.sentence_encoder: {folder} holds a {kind}, a bert is needed"
-                )
-            model: Any = BertModel
-            network, facts = model.from_pretrained(
-                folder,
-                config=BertConfig.from_json_file(folder / "config.json"),
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever the libraries raise, the folder is at fault
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"evaluation.metrics.text_coherence.sentence_encoder: {folder} cannot be read as a BERT: {reason}"
-            ) from error
-        finally:
-            logging.set_verbosity(shown)
-        wrong = [key for key in (*facts["missing_keys"], *facts["mismatched_keys"]) if "pooler" not in str(key)]
-        if wrong:
-            raise ConfigError(
-                f"evaluation.metrics.text_coherence.sentence_encoder: {folder} lacks {len(wrong)} weights: {wrong[0]}"
-            )
-        self.network: nn.Module = network.eval().to(device)
+        except Exception as error:  # the library raises Exception itself
+            raise ConfigError(f"{where}={folder}: tokenizer.json cannot be read: {str(error)[:200]}") from error
+        self.network: nn.Module = network.to(device)
         self.tokenizer.enable_truncation(LONGEST)
         self.tokenizer.enable_padding(pad_id=network.config.pad_token_id or 0)
         self.device, self.dimension = torch.device(device), int(network.config.hidden_size)

@@ -90,6 +90,8 @@ def evaluate(
         "samples_seen": int(getattr(model, "samples_seen", 0)),
         "dtype": str(next((p.dtype for p in model.parameters()), torch.float32)).removeprefix("torch."),
     }
+    if hasattr(model, "frozen") and (frozen := model.frozen()):
+        part["model"]["frozen"] = frozen
     return _finished(part, protocol, device, began, context)
 
 

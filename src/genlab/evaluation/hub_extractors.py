@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from genlab.errors import ConfigError
 from genlab.evaluation.network_extractor import NetworkExtractor
 from genlab.files import sha256_of
+from genlab.folders import load_folder
 
 WEIGHTS = "model.safetensors"
 DINOV2_SIZE = 224  # of Stein et al. 2023, whatever size the model was made for: DINOv2 interpolates its positions
@@ -118,40 +118,11 @@ def _load(name: str, path: str | None, kind: Any, types: tuple[str, ...]) -> tup
     Raises:
         ConfigError: see dinov2, clip.
     """
-    asked = f"evaluation.extractor={name}"
     if not path:
         raise ConfigError(
-            f"{asked}: set evaluation.extractor.path to the folder of a Hugging Face {kind.__name__} (config.json "
-            f"and {WEIGHTS}); nothing is downloaded"
+            f"evaluation.extractor={name}: set evaluation.extractor.path to the folder of a Hugging Face "
+            f"{kind.__name__} (config.json and {WEIGHTS}); nothing is downloaded"
         )
-    folder = Path(path)
-    absent = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
-    if absent:
-        raise ConfigError(f"evaluation.extractor.path={path}: no {' and no '.join(absent)} there, {asked} needs them")
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"evaluation.extractor.path={path}: config.json cannot be read: {error}") from error
-    if found not in types:
-        raise ConfigError(
-            f"evaluation.extractor.path={path}: its model_type is {found!r}, {asked} takes {' or '.join(types)}"
-        )
-    from transformers.utils import logging
-
-    shown = logging.get_verbosity()
-    logging.set_verbosity_error()  # CLIP's text half is left out on purpose
-    try:
-        network, facts = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # whatever transformers and safetensors raise, the folder is at fault
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"evaluation.extractor.path={path}: no {kind.__name__} could be read: {reason}") from error
-    finally:
-        logging.set_verbosity(shown)
-    wrong = [*facts["missing_keys"], *facts["mismatched_keys"]]
-    if wrong:
-        raise ConfigError(
-            f"evaluation.extractor.path={path}: {WEIGHTS} lacks {len(wrong)} weights of {kind.__name__}: {wrong[0]}"
-        )
-    return network, sha256_of(folder / WEIGHTS), network.config
+    where = f"evaluation.extractor={name} evaluation.extractor.path={path}"
+    network: Any = load_folder(Path(path), kind, where, types)
+    return network, sha256_of(Path(path) / WEIGHTS), network.config

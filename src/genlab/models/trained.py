@@ -83,6 +83,10 @@ class TrainedModel(pl.LightningModule, ABC):
         """Prefixes of the state that is used after training, which EMA tracks. Default: all."""
         return ("",)
 
+    def frozen(self) -> dict[str, str]:
+        """sha256 of the weights of each frozen part, by name."""
+        return {name: part.sha256 for name, part in frozen_parts(self).items()}
+
     # ---- the plan of training
 
     @property
@@ -141,8 +145,8 @@ class TrainedModel(pl.LightningModule, ABC):
         checkpoint["samples"] = self.samples_seen
         checkpoint["updates"] = self.updates
         checkpoint["skipped"] = self.skipped
-        if parts := frozen_parts(self):
-            checkpoint["frozen"] = {name: part.sha256 for name, part in parts.items()}
+        if frozen := self.frozen():
+            checkpoint["frozen"] = frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.samples_seen = int(checkpoint.get("samples", 0))

@@ -46,10 +46,12 @@ class Frozen:
 
 
 def frozen_parts(model: nn.Module, prefix: str = "model") -> dict[str, Any]:
-    """Frozen parts of a model and of the modules in it, by the name of the attribute that holds them."""
+    """Frozen parts of a model and of the modules in it, by the names of the attributes that hold them: what has a
+    `sha256` and a `source`, such as Frozen and LPIPS."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Frozen):
+        held = {"": module, **vars(module)}
+        for name, value in held.items():
+            if hasattr(value, "sha256") and hasattr(value, "source"):
                 found[".".join(filter(None, (prefix, path, name)))] = value
     return found

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genlab.errors import ConfigError, DataError
 from genlab.files import cache_root, sha256_of
+from genlab.networks.frozen import weights_sha256
 
 FILE = "vgg16-lpips.safetensors"
 SHA256 = "2e0ba84e925305490c5eade22da17fc978701d0a31989bf5753e213fdf1fea72"
@@ -32,17 +33,18 @@ class LPIPS(nn.Module):
             `lin4.weight` [1,512,1,1]. Channels may be fewer than VGG16's.
 
     Attributes:
-        sha256: of the weights' file, for records.
+        sha256, source: of the weights, for records and checkpoints, as a frozen part has them.
 
     Raises:
         ConfigError: at the first call, where the weights are not in the cache; or images of a wrong shape.
         DataError: likewise, where the file is not the expected one.
     """
 
-    sha256 = SHA256
+    source = "lpips"
 
     def __init__(self, weights: dict[str, Tensor] | None = None) -> None:
         super().__init__()
+        self.sha256 = SHA256 if weights is None else weights_sha256(weights)
         # In a plain dictionary, which nn.Module does not look into.
         self._weights: dict[str, Tensor] = dict(weights or {})
 

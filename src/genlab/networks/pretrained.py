@@ -8,6 +8,7 @@ from torch import nn
 
 from genlab.errors import ConfigError
 from genlab.files import folder_or_cached
+from genlab.folders import load_folder
 
 
 def causal_lm(path: str, vocab_size: Annotated[int, "gt 0"] | None = None) -> nn.Module:
@@ -33,29 +34,10 @@ def causal_lm(path: str, vocab_size: Annotated[int, "gt 0"] | None = None) -> nn
             f"{where}: no folder with a config.json; name what save_pretrained has written, or fetch one: "
             "python scripts/fetch_data.py smollm2"
         )
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        raise ConfigError(f"{where}: no model.safetensors; other formats can run code and are not read: convert them")
-    if (folder / "adapter_config.json").exists():
-        raise ConfigError(f"{where}: holds an adapter; merge it into its base first")
-    import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # the library's and safetensors' own, of many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{where}: cannot be loaded ({type(error).__name__}: {reason})") from error
-    network, report = loaded
-    if report["missing_keys"]:
-        raise ConfigError(f"{where}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    network: Any = load_folder(folder, AutoModelForCausalLM, where)
     rows = network.get_input_embeddings().weight.shape[0]
     if vocab_size is not None and rows < vocab_size:
         raise ConfigError(f"{where}: has {rows} tokens, the tokenizer {vocab_size}: take the folder's own tokenizer")
-    return network.train()  # from_pretrained leaves it in eval mode, without its dropout
+    return network.train()
