@@ -233,3 +233,18 @@ def test_a_judge_gives_a_number_an_item() -> None:
     for texts in (["a", "b"], ["a", "b", "c"]):
         with pytest.raises(ValueError, match="Half"):
             Half()(Samples(Text(), texts))
+
+
+def test_a_judge_is_a_metric(tmp_path: Path) -> None:
+    lines = [{"text": "a", "reference": "abc"}, {"text": "abcde", "reference": "abcd"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metric = ("+evaluation.metrics.judge._target_=genlab.evaluation.metrics.JudgeScores",
+              "+evaluation.metrics.judge.judge._target_=test_seams.Length")  # fmt: skip
+    done = command("evaluate.py", "samples=pairs.jsonl", "evaluation=text_quality_200_val.proxy", *metric, "out=r.json",
+                   folder=tmp_path, environment={"GENLAB_ALLOW": "test_seams"})  # fmt: skip
+    assert done.code == 0, done.output
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["values"]["judge_mean_2.proxy"] == 3.0
+    assert record["values"]["judge_std_2.proxy"] == pytest.approx(8**0.5)
+    assert record["floor"]["values"]["judge_mean_2.proxy"] == 3.5
+    assert record["protocol"]["metrics"]["judge"]["judge"] == "test_seams.Length"

@@ -20,6 +20,7 @@ from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import versions
 from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
 from genlab.evaluation.sharding import from_first_rank, sharded, world
+from genlab.modality import Image
 
 IN_CACHE = 1e-6  # seconds an item whose features are there
 # Data sets that have an extractor of their own; all others take Inception.
@@ -161,7 +162,9 @@ class ImageEvaluation:
         return self._group(rows, images)
 
     def _group(self, rows: dict[str, Tensor], images: Tensor | None) -> Items:
-        return Items(images, rows.get("features"), rows.get("logits"), rows.get("labels"), self.labelled)
+        return Items(
+            images, rows.get("features"), rows.get("logits"), rows.get("labels"), self.labelled, modality=Image()
+        )
 
     def _floor(self, other: RealImages, reference: Items) -> dict[str, Any]:
         """The same metrics of real images of another split, as many as were judged if there are so many."""

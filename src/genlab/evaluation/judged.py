@@ -21,7 +21,7 @@ from genlab.errors import ConfigError, DataError
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.protocol import Protocol
 from genlab.files import sha256_of
-from genlab.modality import Image, Text, to_uint8
+from genlab.modality import Image, Modality, Text, to_uint8
 from genlab.samples import Samples
 
 
@@ -37,6 +37,7 @@ class Judged:
         facts: what made them, for the record.
         labels: int64 [n], the classes that were asked for, or None.
         condition: all that was asked for, n rows by the names of conditions.
+        modality: of the items; None: not known.
         references: for text, the right answers of each item, or None.
         prompts: for text, what each item goes on from, or None.
         split: of real images, (data, split) whose features may be in the cache.
@@ -52,6 +53,7 @@ class Judged:
     prompts: list[str] | None = None
     split: tuple[Any, str] | None = None
     condition: dict[str, Tensor] = field(default_factory=dict)
+    modality: Modality | None = None
 
 
 # ---- made by a model
@@ -87,7 +89,16 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     group = unit * -(-protocol.chunk // unit)
     facts |= sampling_facts(model, used)
     return Judged(
-        protocol.n, unit, group, read, facts, conditions.get("label"), references, shown, condition=conditions
+        protocol.n,
+        unit,
+        group,
+        read,
+        facts,
+        conditions.get("label"),
+        references,
+        shown,
+        condition=conditions,
+        modality=model.modality,
     )
 
 
@@ -110,7 +121,15 @@ def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
         "reconstructions_of": protocol.reference_split,
         "sha256": data.manifest.identity(protocol.reference_split),
     }
-    return Judged(len(ids), 1, protocol.chunk, read, facts, None if source.labels is None else source.labels[ids])
+    return Judged(
+        len(ids),
+        1,
+        protocol.chunk,
+        read,
+        facts,
+        None if source.labels is None else source.labels[ids],
+        modality=Image(),
+    )
 
 
 def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
@@ -229,7 +248,7 @@ def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
     labels = source.labels
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
     asked = None if labels is None else labels[ids]
-    return Judged(len(ids), 1, protocol.chunk, read, facts, asked, split=(data, split))
+    return Judged(len(ids), 1, protocol.chunk, read, facts, asked, split=(data, split), modality=Image())
 
 
 def texts_from(path: Path, n: int | None) -> Judged:
@@ -275,7 +294,7 @@ def texts_from(path: Path, n: int | None) -> Judged:
     def read(start: int, stop: int) -> Samples:
         return Samples(Text(), texts[start:stop])
 
-    return Judged(len(texts), 1, len(texts), read, facts, references=references or None)
+    return Judged(len(texts), 1, len(texts), read, facts, references=references or None, modality=Text())
 
 
 def _encodable(text: str) -> bool:

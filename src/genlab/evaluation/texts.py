@@ -18,6 +18,7 @@ from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import subset
 from genlab.evaluation.sharding import from_first_rank, sharded, world
 from genlab.evaluation.tables import write_table
+from genlab.modality import Text
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ def item_record(
     seconds = time.perf_counter() - began
     items = Items(
         rows["data"], labels=judged.labels, prompts=judged.prompts, references=judged.references,
-        condition=judged.condition,
+        condition=judged.condition, modality=judged.modality,
     )  # fmt: skip
     groups, floor = [items], None
     if protocol.floor and (found := from_first_rank(lambda: real_texts(items, data, protocol))) is not None:
@@ -89,7 +90,7 @@ def real_texts(items: Items, data: Any, protocol: Protocol) -> tuple[Items, dict
     texts = items.data
     if items.references is not None:
         facts = {"split": protocol.reference_split, "n": len(texts), "what": "the first reference of each text"}
-        return Items([several[0] for several in items.references], prompts=items.prompts), facts
+        return Items([several[0] for several in items.references], prompts=items.prompts, modality=Text()), facts
     if not isinstance(texts, list) or not hasattr(data, "texts"):
         return None
     split = "val" if protocol.reference_split in ("train", "given", "folder") else protocol.reference_split
@@ -101,7 +102,7 @@ def real_texts(items: Items, data: Any, protocol: Protocol) -> tuple[Items, dict
     real = [documents[i][at : at + len(text)] for (i, at), text in zip(chosen, texts, strict=False)]
     what = "documents" if len(documents) >= len(texts) else "passages of documents"
     facts = {"split": split, "n": len(real), "what": f"{what}, cut to the lengths of the texts"}
-    return (Items(real), facts) if real else None
+    return (Items(real, modality=Text()), facts) if real else None
 
 
 def _apart(documents: Sequence[str], length: int) -> list[tuple[int, int]]:

@@ -28,10 +28,11 @@ from genlab.evaluation.metrics.given import (
     TextPseudoLikelihood,
     VariationalNLL,
 )
+from genlab.evaluation.metrics.judging import JudgeScores
 
 __all__ = [
     "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",
-    "IntraFID", "Items", "LabelAccuracy", "Measured", "Metric", "NearestNeighbours", "NotApplicable",
+    "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "Measured", "Metric", "NearestNeighbours", "NotApplicable",
     "PrecisionRecall", "Reconstruction", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
     "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genlab.errors import ConfigError, GenlabError
 from genlab.evaluation.sharding import from_first_rank, lost_rank
+from genlab.modality import Modality
 
 
 class NotApplicable(ValueError):
@@ -33,6 +34,7 @@ class Items:
         logits: float32 [N, K], likewise.
         labels: int64 [N]: of generated items those asked for, of real ones their own.
         condition: all that generated items were asked to be, N rows by the names of conditions.
+        modality: of the items; None: not known.
         labelled: whether the classes of the logits are the labels.
         prompts: what each text goes on from.
         references: the right answers of each text.
@@ -46,6 +48,7 @@ class Items:
     prompts: list[str] | None = None
     references: list[list[str]] | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict)
+    modality: Modality | None = None
 
 
 class Metric(torchmetrics.Metric):
