@@ -414,7 +414,7 @@ def test_two_ranks_take_the_steps_of_one_process(tmp_path: Path, monkeypatch: py
     """WGAN-GP with keyed points and augmentation; spectral norm's buffers are equal on both ranks."""
     monkeypatch.setenv("GENLAB_ALLOW", "ddp_parts")
     config = small_run("model=gan", tmp_path, *QUICK, *WGAN, "schedule.max_samples=16", "resume=never")
-    config.optimizer = OmegaConf.create({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01})
+    config.optimizer = OmegaConf.create({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.001})
     config.model.generator._target_ = "ddp_parts.Generator"
     alone = weights_after(config, 1)
     config.callbacks.extra = [{"_target_": "ddp_parts.Dump", "folder": str(tmp_path / "states")}]
