@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.decoding.tokens import TokenSampler
+from genlab.errors import ConfigError
 from genlab.models.adversarial import AdversarialModel, Player
 from genlab.models.gan import GAN
 from genlab.models.latent import LatentSampler
@@ -141,7 +142,7 @@ def test_gan_items_do_not_depend_on_their_neighbours() -> None:
     assert len(whole) == 11
     with pytest.raises(ValueError, match="rows"):
         model.sample(seeds, {"label": seeds[:3]})
-    with pytest.raises(ValueError, match="no such condition"):
+    with pytest.raises(ConfigError, match="no such condition"):
         model.sample(seeds, {"prompt": seeds})
 
 
