@@ -106,6 +106,13 @@ def test_a_signal_at_any_moment(
 
 
 @pytest.mark.faults(3)
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of a signal (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)
+
+
 def test_sampling_stops_at_once(tmp_path: Path) -> None:
     """sample.py and evaluate.py have nothing to save: they leave with one line."""
     done = command(*train_arguments(tmp_path), folder=tmp_path)
@@ -117,6 +124,7 @@ def test_sampling_stops_at_once(tmp_path: Path) -> None:
         ("evaluate.py", f"run={run.path}", "evaluation=fid_50k_train", "evaluation.extractor=mnist-cnn"),
     ):
         begun = Begun(given, tmp_path)
+        begun.until(lambda begun=begun: catches(begun.process.pid or 0, signal.SIGTERM))  # type: ignore[misc]
         time.sleep(1.0)
         assert begun.process.exitcode is None, begun.output()
         begun.signal(signal.SIGTERM)

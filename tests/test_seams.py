@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,15 @@ from omegaconf import OmegaConf
 from seam_parts import Curve, wave
 
 from genlab import load_run
+from genlab.conditions import Caption, Picture, condition_rows
+from genlab.conditions import Source as TextSource
+from genlab.data.characters import Alphabet
+from genlab.data.order import subset
+from genlab.data.sources import Source
+from genlab.decoding.reading import padded
 from genlab.errors import ConfigError
 from genlab.judges import Judge
-from genlab.modality import Image, Text
+from genlab.modality import Image, Text, to_float
 from genlab.networks.frozen import weights_sha256
 from genlab.parts import FrozenPart
 from genlab.runs.checkpoint import load_checkpoint
@@ -248,3 +255,52 @@ def test_a_judge_is_a_metric(tmp_path: Path) -> None:
     assert record["values"]["judge_std_2.proxy"] == pytest.approx(8**0.5)
     assert record["floor"]["values"]["judge_mean_2.proxy"] == 3.5
     assert record["protocol"]["metrics"]["judge"]["judge"] == "test_seams.Length"
+
+
+class Captioned(Source):
+    """Pictures with captions, as a data set of pairs has them."""
+
+    origin = "captioned"
+
+    def __len__(self) -> int:
+        return 6
+
+    def batch(self, ids: torch.Tensor, epochs: torch.Tensor) -> Any:
+        captions = padded([[1, 2], [3], [2, 1, 4], [4], [1], [2, 2]])[ids]
+        images = torch.arange(6, dtype=torch.uint8)[ids][:, None, None, None].expand(-1, 1, 4, 4)
+        return {"image": images, "caption": captions, "references": [[f"answer {i}"] for i in ids.tolist()]}
+
+    def select(self, ids: Any) -> Source:
+        raise AssertionError("it is not cut")
+
+
+def test_conditions_of_pairs_and_pictures(tmp_path: Path) -> None:
+    tokenizer = Alphabet(["\n", *"abcd"]).tokenizer()
+    manifest = SimpleNamespace(name="captioned", identity=lambda split: f"sha of {split}")
+    data: Any = SimpleNamespace(source=lambda split: Captioned(), manifest=manifest)
+    picture = Picture((1, 4, 4))
+    model: Any = SimpleNamespace(conditions=(Caption(), picture), tokenizer=tokenizer)
+    protocol: Any = SimpleNamespace(reference_split="val", chunk=2)
+
+    rows = condition_rows(model, {"caption": ["ab", "c"]}, 4)["caption"]
+    assert rows.tolist() == [[1, 2], [3, -1], [1, 2], [3, -1]]
+    assert Caption().shown(rows, model) == ["ab", "c", "ab", "c"]
+    draw = Caption().draw(6, data, protocol, model)
+    assert draw.shown == ["ab", "c", "bad", "d", "a", "bb"]
+    assert draw.references == [[f"answer {i}"] for i in range(6)]
+    assert draw.facts["sha256"] == "sha of val"
+    with pytest.raises(ConfigError, match=r"evaluation.n=7: val has 6 items; lower it"):
+        Caption().draw(7, data, protocol, model)
+    with pytest.raises(ConfigError, match="captioned has no source, which the model is told"):
+        TextSource().draw(6, data, protocol, model)
+
+    Image().save(tmp_path / "a", torch.full((3, 8, 8), 255, dtype=torch.uint8), {})
+    images = condition_rows(model, {"image": [str(tmp_path / "a.png"), torch.full((1, 4, 4), -0.5)]}, 3)["image"]
+    assert images.shape == (3, 1, 4, 4)
+    assert images[:, 0, 0, 0].tolist() == [1.0, -0.5, 1.0]
+    assert picture.shown(images, model)[1] == "(1, 4, 4), mean -0.500"
+    assert torch.equal(picture.draw(3, data, protocol, model).rows, to_float(Captioned().batch(  # type: ignore[arg-type]
+        torch.from_numpy(subset(6, 3)), torch.zeros(3))["image"]))  # fmt: skip
+    for value, message in ((torch.zeros(3, 4, 4), "expected floats"), (str(tmp_path / "b.png"), "no such file")):
+        with pytest.raises(ConfigError, match=message):
+            picture.rows([value], model)
