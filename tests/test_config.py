@@ -565,14 +565,11 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_a_mistake_costs_no_torch() -> None:
-    before = os.times()
     done = shell("-X", "importtime", "train.py", "model=gan", "optimizer.lrr=1")
-    after = os.times()
     assert done.returncode == 2
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "hydra" in imported
     assert not imported & {"torch", "numpy", "pytorch_lightning", "torchvision", "diffusers", "transformers", "wandb"}
-    assert (after.children_user + after.children_system) - (before.children_user + before.children_system) < 2.0
     assert [line for line in done.stderr.splitlines() if not line.startswith("import time:")] == [
         "genlab: error: unknown key 'optimizer.lrr' (command line). Did you mean optimizer.lr?"
     ]
