@@ -172,7 +172,7 @@ def test_prompts_of_a_run_and_of_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts"
     file.write_text("ab\n\nb\n")
     assert wanted(condition={"prompt": "a b"}) == {"prompt": "a b"}
-    assert wanted(conditions=str(file)) == {"prompt": ["ab", "b", "ab"]}
+    assert wanted(conditions=str(file)) == {"prompt": ["ab", "b"]}
     with pytest.raises(ConfigError, match=r"condition\.prompt and conditions=.*prompts: give one"):
         wanted(conditions=str(file), condition={"prompt": "b"})
     with pytest.raises(ConfigError, match="cannot be read"):

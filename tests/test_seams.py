@@ -187,6 +187,8 @@ def test_a_frozen_part_is_used_and_not_trained(folder: Path, regressor: Path, mo
     config = {"config": OmegaConf.to_container(load_run(regressor, device="cpu").config)}
     write_export(source, other.state_dict(), "ema", (1, 1), config)
     changed = weights_sha256(other.linear.state_dict())[:12]  # type: ignore[union-attr, operator, arg-type]
+    begun = run(folder, *options, f"init_from={path.name}", "name=begun")  # a new run may have another part
+    assert begun.code == 0, begun.output
     for words in (("train.py", f"resume={path.name}", "schedule.max_samples=8192"), ("sample.py", f"run={path.name}")):
         run(folder, *words).line(2, "model.regressor", str(source), sha256[:12], changed)
 
@@ -276,7 +278,7 @@ class Captioned(Source):
 
 def test_conditions_of_pairs_and_pictures(tmp_path: Path) -> None:
     tokenizer = Alphabet(["\n", *"abcd"]).tokenizer()
-    manifest = SimpleNamespace(name="captioned", identity=lambda split: f"sha of {split}")
+    manifest = SimpleNamespace(name="captioned", splits=("val",), identity=lambda split: f"sha of {split}")
     data: Any = SimpleNamespace(source=lambda split: Captioned(), manifest=manifest)
     picture = Picture((1, 4, 4))
     model: Any = SimpleNamespace(conditions=(Caption(), picture), tokenizer=tokenizer)
@@ -291,6 +293,10 @@ def test_conditions_of_pairs_and_pictures(tmp_path: Path) -> None:
     assert draw.facts["sha256"] == "sha of val"
     with pytest.raises(ConfigError, match=r"evaluation.n=7: val has 6 items; lower it"):
         Caption().draw(7, data, protocol, model)
+    elsewhere: Any = SimpleNamespace(reference_split="test", chunk=2)
+    for known in (Caption(), picture):
+        with pytest.raises(ConfigError, match=r"evaluation.reference_split=test: captioned has only val"):
+            known.draw(2, data, elsewhere, model)
     with pytest.raises(ConfigError, match="captioned has no source, which the model is told"):
         TextSource().draw(6, data, protocol, model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -33,7 +34,7 @@ def write_animation(path: Path, frames: Sequence[Image.Image], frame_rate: float
     with replacing(path) as temporary:
         frames[0].save(
             temporary, format=path.suffix[1:], save_all=True, append_images=frames[1:], lossless=True, loop=0,
-            duration=[end - begin for begin, end in zip([0, *ends], ends, strict=False)], exif=exif,
+            duration=[end - begin for begin, end in itertools.pairwise([0, *ends])], exif=exif,
         )  # fmt: skip
 
 

@@ -177,12 +177,7 @@ class Prompt(TextCondition):
         length, split = protocol.prompt, protocol.reference_split
         if not length:
             return Draw()
-        if split not in data.manifest.splits:
-            raise ConfigError(f"samples={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
-        source = data.source(split)
-        ids = torch.from_numpy(subset(len(source), n))
-        if len(ids) < n:
-            raise ConfigError(f"evaluation.n={n}: {split} has {len(ids)} windows; lower it")
+        source, ids = _items_of(data, split, n)
         batch = source.batch(ids, torch.zeros_like(ids))
         tokens = torch.cat([batch["input_ids"], batch["labels"][:, -1:]], 1).cpu()
         ends = [tokens.shape[1]] * n
@@ -212,10 +207,7 @@ class PairCondition(TextCondition):
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         split = protocol.reference_split
-        source = data.source(split)
-        ids = torch.from_numpy(subset(len(source), n))
-        if len(ids) < n:
-            raise ConfigError(f"evaluation.n={n}: {split} has {len(ids)} items; lower it")
+        source, ids = _items_of(data, split, n)
         batch = source.batch(ids, torch.zeros_like(ids))
         if self.name not in batch:
             raise ConfigError(f"evaluation: {data.manifest.name} has no {self.name}, which the model is told")
@@ -273,16 +265,28 @@ class Picture(Condition):
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         """Images of the reference split, a fixed random choice."""
-        source = data.source(protocol.reference_split)
-        ids = torch.from_numpy(subset(len(source), n))
-        if len(ids) < n:
-            raise ConfigError(f"evaluation.n={n}: {protocol.reference_split} has {len(ids)} items; lower it")
+        source, ids = _items_of(data, protocol.reference_split, n)
         rows = torch.cat([source.batch(part, torch.zeros_like(part))["image"] for part in ids.split(protocol.chunk)])
         facts = {"data": data.manifest.name, "sha256": data.manifest.identity(protocol.reference_split)}
-        return Draw(to_float(rows.cpu()), facts)
+        return Draw(rows.cpu() if rows.is_floating_point() else to_float(rows.cpu()), facts)
 
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         return [f"{tuple(row.shape)}, mean {row.mean().item():.3f}" for row in rows]
+
+
+def _items_of(data: Any, split: str, n: int) -> tuple[Any, Tensor]:
+    """The source of a split, and the ids of n of its items, a fixed random choice.
+
+    Raises:
+        ConfigError: no such split, or fewer items.
+    """
+    if split not in data.manifest.splits:
+        known = ", ".join(data.manifest.splits)
+        raise ConfigError(f"evaluation.reference_split={split}: {data.manifest.name} has only {known}")
+    source = data.source(split)
+    if len(source) < n:
+        raise ConfigError(f"evaluation.n={n}: {split} has {len(source)} items; lower it")
+    return source, torch.from_numpy(subset(len(source), n))
 
 
 # ---- from what a user writes

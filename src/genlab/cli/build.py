@@ -75,7 +75,7 @@ def load_weights(model: TrainedModel, checkpoint: dict[str, Any], weights: str, 
 
     Raises:
         ConfigError: no EMA in the checkpoint; unknown choice; another architecture: the first names and shapes that
-            differ are named; a frozen part with other weights than it was trained with.
+            differ are named.
         CheckpointError: it is no checkpoint of GenLab.
     """
     if weights not in ("ema", "raw"):
@@ -89,7 +89,6 @@ def load_weights(model: TrainedModel, checkpoint: dict[str, Any], weights: str, 
             raise ConfigError(f"weights=ema: {where} has none; take weights=raw")
         state.update(_ema(checkpoint, where))
     _compare(state, model.state_dict(), where)
-    check_frozen(model, checkpoint, where)
     model.load_state_dict(state)
     model.samples_seen, model.updates = counters(checkpoint, where)
 

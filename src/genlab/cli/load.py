@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genlab.cli.build import build_data, build_model, choose_device, load_config, load_weights, read_checkpoint
+from genlab.cli.build import (
+    build_data,
+    build_model,
+    check_frozen,
+    choose_device,
+    load_config,
+    load_weights,
+    read_checkpoint,
+)
 from genlab.cli.pretrained import check_unchanged, read_tokenizer
 from genlab.cli.targets import instantiate
 from genlab.conditions import condition_rows
@@ -114,6 +122,7 @@ def load_run(
         raise ConfigError(f"{directory.path}: its configuration makes no model ({reason})") from error
     state, path = read_checkpoint(directory, checkpoint)
     load_weights(model, state, weights, path)
+    check_frozen(model, state, path)
     tokenizer = directory.path / "tokenizer.json"
     if tokenizer.exists():
         model.tokenizer = read_tokenizer(tokenizer)

@@ -70,7 +70,7 @@ def wanted_conditions(config: DictConfig, model: GenerativeModel) -> dict[str, A
         for name, values in read_conditions(Path(config.conditions), model).items():
             if name in wanted:
                 raise ConfigError(f"condition.{name} and conditions={config.conditions}: give one of them")
-            wanted[name] = [values[i % len(values)] for i in range(config.n)]
+            wanted[name] = values[: config.n]  # condition_rows goes round them
     return wanted
 
 

@@ -35,13 +35,14 @@ class Frozen:
     def __init__(self, network: nn.Module, source: str) -> None:
         self._network, self.source = network.eval().requires_grad_(False), source
         self.sha256 = weights_sha256(network.state_dict())
+        self._device: torch.device | None = None
 
     @torch.compiler.disable
     def on(self, device: torch.device | str) -> Any:
         """The network on a device, where it stays."""
-        tensor = next(iter(self._network.state_dict().values()), None)
-        if tensor is not None and tensor.device != torch.device(device):
-            self._network.to(device)
+        if self._device != (wanted := torch.device(device)):  # a comparison a step, not a walk through the network
+            self._network.to(wanted)
+            self._device = wanted
         return self._network
 
 

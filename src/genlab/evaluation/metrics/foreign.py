@@ -49,7 +49,7 @@ class Foreign(Metric):
         self._own = type(metric).__module__.startswith("torchmetrics.")
         part_of = next((parts[1] for parts in known if parts[1] in ("text", "image", "audio", "video")), None)
         self.modality = part_of or ("text" if self._pairs else "image" if self._real else None)
-        if len(needed) not in (1, 2) or (self._pairs and "text" not in (self.modality,)):
+        if len(needed) not in (1, 2) or (self._pairs and part_of not in (None, "text")):
             takes = ", ".join(names) or "nothing"
             raise ConfigError(
                 f"evaluation.metrics.{self.key}: {type(metric).__name__}.update takes {takes}; it must take texts and "
