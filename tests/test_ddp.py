@@ -240,7 +240,7 @@ def only_run(folder: Path) -> Path:
 def _little_grace() -> None:
     from genlab.cli.ranks import Workers
 
-    Workers.wait.__defaults__ = (3.0,)
+    Workers.wait.__defaults__ = (3.0, 3.0)
 
 
 @pytest.mark.parametrize(("part", "words"), [("Sleep", "rank 1 gave no sign for"), ("Fail", "rank 1: RuntimeError")])

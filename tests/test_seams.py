@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -310,3 +311,15 @@ def test_conditions_of_pairs_and_pictures(tmp_path: Path) -> None:
     for value, message in ((torch.zeros(3, 4, 4), "expected floats"), (str(tmp_path / "b.png"), "no such file")):
         with pytest.raises(ConfigError, match=message):
             picture.rows([value], model)
+
+
+def test_the_diffs_of_contributing_are_code_that_is_tested() -> None:
+    """Each run of added lines, between lines that were there before, stands in seam_parts as it is shown."""
+    root = Path(__file__).parents[1]
+    section = (root / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a modality, a condition")[2]
+    shown = [block.partition("```")[0] for block in section.partition("\n## ")[0].split("```diff\n")[1:]]
+    code = Path(__file__).with_name("seam_parts.py").read_text(encoding="utf-8")
+    runs = [run for block in shown for run in re.findall(r"(?:^\+.*\n)+", block, re.MULTILINE)]
+    assert len(runs) == 4
+    for run in runs:
+        assert re.sub(r"^\+", "", run, flags=re.MULTILINE).rstrip() in code, run

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from genlab.errors import ConfigError
 from genlab.files import read_json
-from genlab.runs.pulse import stalled
+from genlab.runs.pulse import begun, stalled
 
 OWN = "GENLAB_WORKER"  # set in the environment of workers that GenLab has started as ranks
 WAIT_S = 120.0  # for rank 0 to say which run it is
@@ -205,27 +205,34 @@ class Workers:
             if worker.poll() is None:
                 worker.kill()
 
-    def wait(self, grace_s: float = 20.0) -> int:
+    def wait(self, grace_s: float = 20.0, idle_grace_s: float = 3.0) -> int:
         """Until all have ended; after a failure the others have `grace_s` seconds before they are killed.
+
+        One that has not begun its work has `idle_grace_s`: it may wait for a rank that has gone, in a library's own
+        code, where no Python handler of a signal runs.
 
         Prints one line that names the cause, where several workers ran; a single one prints its own.
 
         Returns:
             0, or the exit code of the one that failed first (1 where a signal killed it).
         """
-        deadline, failed = float("inf"), False
+        failed: float | None = None
         while any(worker.poll() is None for worker in self.processes):
-            if not failed and any(worker.poll() for worker in self.processes):
-                failed, deadline = True, time.monotonic() + grace_s
+            if failed is None and any(worker.poll() for worker in self.processes):
+                failed = time.monotonic()
                 time.sleep(0.5)  # one that fell with it has its report by then
                 self._judge()
                 for worker in self.processes:
                     if worker.poll() is None:
                         worker.terminate()
-            if time.monotonic() > deadline:
-                self.kill()
+            if failed is not None:
+                waited = time.monotonic() - failed
+                for rank, worker in enumerate(self.processes, self.first):
+                    late = waited > (grace_s if begun(self.target, rank) else idle_grace_s)
+                    if late and worker.poll() is None:
+                        worker.kill()
             time.sleep(0.1)
-        if not failed and any(worker.poll() for worker in self.processes):
+        if failed is None and any(worker.poll() for worker in self.processes):
             self._judge()
         return self.code
 

@@ -33,6 +33,15 @@ class Pulse:
         os.close(self._file)
 
 
+def begun(folder: Path, rank: int) -> bool:
+    """Whether a rank has passed a mark since it started; before, it has nothing to save."""
+    try:
+        words = (folder / "ranks" / f"{rank}.pulse").read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return False
+    return len(words) > 0 and int(words[0]) > 1
+
+
 def stalled(folder: Path, least_s: float = 5.0) -> tuple[list[int], str]:
     """Ranks behind the others that gave no sign for `least_s` seconds, and what to say of them; ([], "") if none."""
     read = {}
