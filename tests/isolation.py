@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from genlab.cli import targets
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -72,6 +74,7 @@ def isolated(log: Path, variables: Mapping[str, str], folder: Path | None = None
             yield
         finally:
             os.chdir(directory)
+            targets._settled = None
             sys.argv, sys.orig_argv = arguments
             warnings.formatwarning = words
 

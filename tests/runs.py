@@ -148,7 +148,7 @@ _composed = functools.cache(compose_train)  # of what is only read
 def new_run(config: DictConfig) -> RunDirectory:
     """A run directory with its config.yaml; the unfinished one of the same configuration, if there is one."""
     run, config = open_run(config)
-    OmegaConf.save(config, run.config)
+    OmegaConf.save(config, run.config, resolve=True)
     return run
 
 

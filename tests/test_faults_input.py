@@ -249,22 +249,28 @@ def reveals(*where: bytes) -> list[str]:
 @pytest.mark.faults(30)
 def test_no_secret_reaches_disk_or_screen(tmp_path: Path) -> None:
     """In the environment; in values and names of the configuration; in the command line; in the error's line."""
-    carrying = [f"name=x {CANARIES['MY_SERVICE_PASSWORD']}", "logger=csv", f"+logger.csv.prefix=api_key={GIVEN}",
-                f"+paper.hub_token={GIVEN}", f"+paper.password={GIVEN}",
-                f"+paper.url=https://me:{GIVEN}@example.org/x"]  # fmt: skip
-    done = command(*train_arguments(tmp_path, *carrying), folder=tmp_path, environment=CANARIES)
+    short = "+paper.password=as-typed"  # too short for a key: the configuration keeps it, the record of the command not
+    done = command(*train_arguments(tmp_path, short), folder=tmp_path, environment=CANARIES)
     assert done.code == 0, done.output
     files = everything(tmp_path / "runs")
     assert any(name.endswith("last.ckpt") for name in files)
     assert [name for name, content in files.items() if reveals(content, name.encode())] == []
     assert not reveals(done.output.encode())
-    environment = json.loads((runs_in(tmp_path)[0].path / "environment.json").read_text())
-    assert f"+paper.password={HIDDEN}" in environment["command"]
+    (run,) = runs_in(tmp_path)
+    assert "password: as-typed" in run.config.read_text()
+    assert f"+paper.password={HIDDEN}" in json.loads((run.path / "environment.json").read_text())["command"]
+    for carrying in (
+        f"name=x {CANARIES['MY_SERVICE_PASSWORD']}", f"+logger.csv.prefix=hf_{'a' * 34}", f"+paper.hub_token={GIVEN}",
+        f"+paper.url=https://me:{GIVEN}@example.org/x", f"data.path=/nowhere/{CANARIES['HF_TOKEN']}",
+    ):  # fmt: skip
+        done = command(*train_arguments(tmp_path), carrying, folder=tmp_path, environment=CANARIES)
+        assert done.code == 2, done.output
+        assert "is a key or password, which the run would keep" in done.output
+        assert not reveals(done.output.encode())
     done = command("train.py", "resume=last", "schedule.max_samples=32", f"+logger.csv.password={GIVEN}",
                    folder=tmp_path, environment=CANARIES)  # fmt: skip
     assert not reveals(done.output.encode(), *everything(tmp_path / "runs").values())
     for wrong in (
-        f"data.path=/nowhere/{CANARIES['HF_TOKEN']}",
         f"data.val_fraction={CANARIES['WANDB_API_KEY']}",
         f"logger.wandb.api_key={GIVEN}",
         f"model.password={GIVEN}(",
@@ -278,7 +284,11 @@ def test_no_secret_reaches_disk_or_screen(tmp_path: Path) -> None:
 
 @pytest.mark.faults(30)
 def test_a_traceback_and_a_sweep_keep_secrets_to_themselves(tmp_path: Path) -> None:
-    sweep = ["-m", "seed=1,2", f"+paper.password={GIVEN}", f"name={CANARIES['MY_SERVICE_PASSWORD']}"]
+    sweep = ["-m", "seed=1,2", "+paper.password=as-typed"]
+    secret = f"name={CANARIES['MY_SERVICE_PASSWORD']}"
+    done = command(*train_arguments(tmp_path), *sweep, secret, folder=tmp_path, environment=CANARIES)
+    assert done.code == 2, done.output
+    assert not reveals(done.output.encode(), *everything(tmp_path / "runs").values())
     done = command(*train_arguments(tmp_path), *sweep, folder=tmp_path, environment=CANARIES)
     assert done.code == 0, done.output
     assert list((tmp_path / "runs").rglob("multirun.yaml"))
@@ -306,6 +316,14 @@ def test_redaction_within_text(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train.py +a.api_key=abc seed=1", f"train.py +a.api_key={HIDDEN} seed=1"),
         ("{'password': 'abc', 'n': 1}", f"{{'password': '{HIDDEN}', 'n': 1}}"),
         ('{"hub_token": "abc"}', f'{{"hub_token": "{HIDDEN}"}}'),
+        ("DB_PASS=abc PGPASSWORD=x", f"DB_PASS={HIDDEN} PGPASSWORD={HIDDEN}"),
+        ("STRIPE_KEY=abc", f"STRIPE_KEY={HIDDEN}"),
+        ("Authorization: Basic bWU6cGFzcw==", f"Authorization: {HIDDEN}"),
+        ("glpat-abcdefghijABCDEFGHIJ", HIDDEN),
+        (f"AIza{'a' * 35}", HIDDEN),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-_def", HIDDEN),
+        ("https://h/x?a=1&sig=abcdefgh%3D&b=2", f"https://h/x?a=1&sig={HIDDEN}&b=2"),
+        ("redis://:pw@host:1", f"redis://{HIDDEN}@host:1"),
     ):
         assert redact(text) == hidden
     for text in ("model.eos_token=3 max_tokens=5", "tokenizer=bpe", "key=value", "the next token: a", "monkey=see"):

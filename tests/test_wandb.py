@@ -183,10 +183,10 @@ def test_what_w_and_b_shows_beside_the_rows(tmp_path: Path, monkeypatch: pytest.
         kept = float(torch.tensor(value, dtype=torch.float32))  # a perplexity a word of noise may be beyond that: inf
         assert [event.value for event in board.Scalars(key)] == pytest.approx([kept])
 
-    for secret in (*canaries.values(), KEY):
-        assert not holders(run, secret)
+    assert not holders(run, KEY)
+    for secret in canaries.values():  # too short for keys: as typed in the configuration, and nowhere else
+        assert holders(run, secret) == [run.config]
     assert KEY not in log(run)
-    assert "[redacted]" in run.config.read_text()
 
 
 @pytest.mark.faults(25)
@@ -225,7 +225,7 @@ def test_a_kill_loses_and_doubles_no_row(tmp_path: Path, monkeypatch: pytest.Mon
     try:
         found = {**os.environ, "WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         command = [sys.executable, "-m", "wandb", "sync", *(str(file.parent) for file in offline_files(run))]
-        synced = subprocess.run(command, env=found, capture_output=True, text=True, timeout=120)
+        synced = subprocess.run(command, env=found, cwd=run.path, capture_output=True, text=True, timeout=120)
         assert synced.returncode == 0, synced.stderr
         assert all(file.with_name(f"{file.name}.synced").exists() for file in offline_files(run))
         check_rows(run, server.history(run.path.name))

@@ -67,7 +67,7 @@ class Condition(ABC):
         """
 
     def parse(self, line: str) -> Any:
-        """A line of a file -> a value."""
+        """Text of a command line, or a line of a file -> a value."""
         return line
 
     def default(self, seeds: Tensor, model: Any) -> Tensor | None:
@@ -304,7 +304,8 @@ def condition_rows(model: Any, wanted: Mapping[str, Any], n: int) -> dict[str, T
     made = {}
     for name, value in wanted.items():
         if value is not None:
-            condition, values = condition_named(model, name), _values(value)
+            condition = condition_named(model, name)
+            values = [condition.parse(one) if isinstance(one, str) else one for one in _values(value)]
             if len(values) > n or not values:
                 raise ConfigError(f"condition.{name}: {len(values)} values for {n} items.")
             rows = condition.rows(values, model)
@@ -340,7 +341,7 @@ def read_conditions(path: Path, model: Any, key: str = "conditions") -> dict[str
     except OSError as error:
         raise ConfigError(f"{key}={path}: cannot be read ({error.strerror})") from None
     try:
-        lines = content.decode().split("\n")
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         number = content[: error.start].count(10) + 1
         raise ConfigError(f"{path}:{number}: not UTF-8; convert the file") from None
@@ -369,6 +370,8 @@ def _row(line: str, json_lines: bool, model: Any) -> dict[str, Any]:
             row = None
         if not isinstance(row, dict) or not row:
             raise ConfigError('expected an object of conditions, such as {"label": 3}')
+        if any("\ud800" <= character <= "\udfff" for value in row.values() for character in str(value)):
+            raise ConfigError("half a surrogate pair, which is no character")
         return row
     if not model.conditions:
         raise ConfigError("this model knows no condition")

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from genlab.callbacks.conductor import seed_all
-from genlab.cli.compose import load_yaml
+from genlab.cli.compose import literal, load_yaml
 from genlab.cli.old_protocol import new_form
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
-from genlab.cli.targets import instantiate
+from genlab.cli.targets import check_own, instantiate
 from genlab.data.manifest import Manifest
 from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError
@@ -38,7 +38,9 @@ def load_config(run: RunDirectory) -> DictConfig:
     """
     if is_pretrained(run.path):
         return OmegaConf.create(pretrained_config(run.path))
-    return OmegaConf.create(read_facts(run.path)["config"]) if is_export(run.path) else load_yaml(run.config)
+    if is_export(run.path):
+        return OmegaConf.create(literal(read_facts(run.path)["config"]))
+    return load_yaml(run.config)
 
 
 def build_model(config: DictConfig) -> TrainedModel:
@@ -46,8 +48,14 @@ def build_model(config: DictConfig) -> TrainedModel:
     seed_all(int(config.seed), 0, 0)
     model: TrainedModel = instantiate(config.model, TrainedModel)
     if isinstance(model, GenerativeModel):
-        model.sampler = instantiate(config.get("sampler"))
+        model.sampler = build_sampler(config.get("sampler"))
     return model
+
+
+def build_sampler(node: Any) -> Any:
+    """The sampler of a node; None for none. Samplers share no base class, but each is GenLab's or the user's."""
+    check_own(node, "sampler")
+    return instantiate(node)
 
 
 def build_data(config: DictConfig) -> DataModule:

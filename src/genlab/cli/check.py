@@ -21,6 +21,7 @@ from genlab.cli.annotations import within
 from genlab.cli.arguments import check_arguments, short
 from genlab.cli.old_protocol import new_keys
 from genlab.cli.problem import Problem, leaves, nearest, one_line
+from genlab.cli.redact import refuse_keys
 
 # ${genlab.first:A,B}: A where there is one, else B
 OmegaConf.register_new_resolver("genlab.first", lambda *values: next((v for v in values if v), None), replace=True)
@@ -35,12 +36,14 @@ def check(cfg: DictConfig, entry: str) -> None:
             checked in its targets only.
     """
     plain = resolved(cfg)
+    refuse_keys(plain)
     model = schema.ENTRIES.get(entry)
     if model is not None:
         _check_fields(model, plain)
     for name, value in plain.items():
         check_node(value, str(name))
-    _check_ranges(plain)
+    targets.check_own(plain.get("sampler"), "sampler")
+    check_ranges(plain)
     _check_choices(plain)
     cross.check(plain)
 
@@ -157,7 +160,9 @@ def _matches(key: str, pattern: str) -> bool:
     return key.count(".") == pattern.count(".") and fnmatchcase(key.replace("[", "("), pattern.replace("[", "("))
 
 
-def _check_ranges(plain: dict[str, Any]) -> None:
+def check_ranges(config: Any) -> None:
+    """Raises a Problem for the first number out of its bounds, in a composed configuration or a stored one."""
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     for key, value in numbers(plain):
         for pattern, bounds in schema.RANGES.items():
             if _matches(key, pattern):

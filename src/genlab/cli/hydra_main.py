@@ -31,7 +31,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from genlab.cli import explain
+from genlab.cli import explain, hydra_node, targets
 from genlab.cli.check import check
 from genlab.cli.problem import Problem, one_line
 from genlab.cli.redact import redact
@@ -90,6 +90,7 @@ def hydra_main(
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra reports errors itself, in its own words
             use_utf8()
+            targets.settle()
             try:
                 refuse_known_bad()
             except GenlabError as error:
@@ -100,6 +101,7 @@ def hydra_main(
                 print(explain.help_text(config_name, explain.folders_of(arguments, folder), body.__doc__ or ""))
                 sys.exit(0)
             _check_sweeps(config_name)
+            hydra_node.install()
             run = hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)
             before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
             try:
@@ -167,18 +169,33 @@ def _arguments(free: Sequence[str]) -> Any:
 
 
 def _readable(override: str, free: Sequence[str], sweep: bool) -> str:
-    """An override that Hydra can read: a value with spaces, `=` or Chinese is quoted, a key of a free node forced."""
-    if override.startswith(tuple(f"{node}." for node in free)):
-        override = f"++{override}"
+    """An override that Hydra can read: a value with spaces, `=` or Chinese is quoted, a key of a free node forced.
+
+    Values of free nodes are text as it stands, but for lists, null, what is quoted for Hydra, and a sweep's choices.
+    """
     key, equals, value = override.partition("=")
-    if not equals or value[:1] in {"", "[", "{", "'", '"'} or "${" in value or (sweep and "," in value):
+    if not equals or (sweep and "," in value):
         return override
+    if key.startswith(tuple(f"{node}." for node in free)):
+        escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # for OmegaConf, to which it would be an interpolation
+        plain = value == "null" or (value[:1] in {"[", "'", '"'} and _parses(override, value=True))
+        return f"++{override}" if plain else f"++{key}={_quoted(escaped)}"
+    if value[:1] in {"", "[", "{", "'", '"'} or "${" in value or _parses(override):
+        return override
+    return f"{key}={_quoted(value)}"
+
+
+def _parses(override: str, value: bool = False) -> bool:
+    """Whether Hydra reads it; as one `value`, no choices of a sweep."""
     try:
-        OverridesParser.create().parse_override(override)
+        return not (OverridesParser.create().parse_override(override).is_sweep_override() and value)
     except HydraException:
-        escaped = re.sub(r'(\\*)"', r"\1\1\"", value)  # before a quote, Hydra halves backslashes
-        return f'{key}="{escaped}"'
-    return override
+        return False
+
+
+def _quoted(value: str) -> str:
+    """In double quotes, before which Hydra halves backslashes."""
+    return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda m: m[1] * 2 + ("\\" + '"' if m[2] else ""), value) + '"'
 
 
 def _check_sweeps(entry: str) -> None:

@@ -14,14 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from genlab.cli.build import (
     build_data,
     build_model,
+    build_sampler,
     check_frozen,
     choose_device,
     load_config,
     load_weights,
     read_checkpoint,
 )
+from genlab.cli.check import check_ranges
 from genlab.cli.pretrained import check_unchanged, read_tokenizer
-from genlab.cli.targets import instantiate
 from genlab.conditions import condition_rows
 from genlab.data.module import DataModule
 from genlab.errors import ConfigError, GenlabError
@@ -113,6 +114,7 @@ def load_run(
     """
     directory = find_run(str(run), Path(runs_dir or os.environ.get("GENLAB_RUNS", "runs")))
     config = load_config(directory)
+    check_ranges(config)
     try:
         model = build_model(config)
     except GenlabError:
@@ -137,4 +139,4 @@ def choose_sampler(loaded: LoadedRun, wanted: DictConfig | None) -> Any:
     if wanted is None:
         return None
     node = wanted if "_target_" in wanted else OmegaConf.merge(loaded.config.sampler, wanted)
-    return instantiate(node)
+    return build_sampler(node)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from genlab.cli.targets import user_packages
 from genlab.errors import ConfigError
 from genlab.files import read_json
 from genlab.runs.pulse import begun, stalled
@@ -264,7 +265,7 @@ class Workers:
 
 
 def _inherited() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "GENLAB_ALLOW": ",".join(user_packages())}
 
 
 def worker_environment(rank: int, ranks: int, port: int) -> dict[str, str]:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
+
+from genlab.cli.problem import Problem
 
 HIDDEN = "[redacted]"
 
 _NAME = (
-    r"(?:api_?key|access_?key|private_?key|secret(?:_?key)?|password|passwd|passphrase|credentials?|authorization"
-    r"|bearer|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)(?<!start_)(?<!end_)token)"
+    r"(?:api_?key|access_?key|private_?key|secret(?:_?key)?|(?:pg|db|mysql|redis)?_?pass(?:word|wd|phrase)|db_?pass"
+    r"|credentials?|authorization|bearer|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)(?<!start_)"
+    r"(?<!end_)token)"
 )
-_NAMES = re.compile(rf"(^|[^a-z]){_NAME}$", re.IGNORECASE)
+_UPPER = r"[A-Z0-9_]*(?:_KEY|PASS|PASSWORD|_PWD|SECRET)"  # as an environment variable is written
+_NAMES = re.compile(rf"(?i:(?:^|[^a-z]){_NAME}$)|^{_UPPER}$")
 # As on a command line or in a dictionary that is printed: name=value, 'name': 'value'.
-_GIVEN = re.compile(rf"((?:^|[^a-z]){_NAME}(?:=|['\"]:\s*)['\"]?)[^\s'\",}}\]]+", re.IGNORECASE)
-_VALUES = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}"
-    r"|wandb_v\d_\w{30,}|xox[abp]-[\w-]{20,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+_GIVEN = re.compile(
+    rf"((?:(?i:(?:^|[^a-z]){_NAME})|\b{_UPPER})(?:=|['\"]:\s*)['\"]?(?i:(?:bearer|basic|token)\s+)?)[^\s'\",}}\]]+"
 )
+_VALUES = re.compile(
+    r"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,}|glpat-[\w-]{20,}|sk-[A-Za-z0-9_-]{20,}"
+    r"|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|wandb_v\d_\w{30,}|xox[abp]-[\w-]{20,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{5,}"
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|(?i:(?<=bearer )[\w.~+/-]{16,}=*|(?<=authorization: )[^\n'\"]{8,})"
+    r"|(?i:(?<=[?&]sig=)|(?<=[?&]key=)|(?<=[?&]signature=)|(?<=[?&]token=)|(?<=-signature=)|(?<=_token=))[^&\s'\"]{8,}"
+)
+LONG = 16  # characters from which on a secret is a key, and no word that may stand in a path as well
 
 
 def is_secret_name(name: str) -> bool:
@@ -36,8 +46,46 @@ def redact(value: Any, name: str = "") -> Any:
         value: dict, list, str, number or None, nested.
         name: the key that `value` stands under.
     """
-    secrets = [v for k, v in os.environ.items() if is_secret_name(k) and len(v) >= 8]
-    return _redact(value, name, secrets)
+    return _redact(value, name, _secrets(8))
+
+
+def refuse_keys(value: Any, key: str = "") -> None:
+    """Refuses a configuration that holds a key: it is written down as it was typed, for others to read.
+
+    Args:
+        value: plain containers.
+        key: where it stands.
+
+    Raises:
+        Problem: a value that contains a key of a known form or of the environment, or one of LONG characters under a
+            secret name.
+    """
+    secrets = _secrets(LONG)
+    for where, text in _texts(value, key):
+        named = is_secret_name(where.rpartition(".")[2]) and len(text) >= LONG
+        if named or _VALUES.search(text) or any(secret in text for secret in secrets):
+            raise Problem(
+                "is a key or password, which the run would keep",
+                where,
+                "Pass it by the environment (WANDB_API_KEY, HF_TOKEN, ...), or log in with the service's own command",
+            )
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _secrets(least: int) -> list[str]:
+    """Values of at least so many characters of environment variables with a secret name; a file's path is none."""
+    named = (value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= least)
+    return [value for value in named if not os.path.exists(value)]
 
 
 def _redact(value: Any, name: str, secrets: list[str]) -> Any:

@@ -194,7 +194,7 @@ def make_trainer(
     loggers: list[Logger] = []
     if here.rank == 0:
         for node in (config.logger or {}).values():
-            logger = instantiate(node, Logger, save_dir=str(run.path))
+            logger = instantiate(redact(OmegaConf.to_container(node, resolve=True)), Logger, save_dir=str(run.path))
             logger.log_hyperparams(redact(OmegaConf.to_container(config, resolve=True)))
             loggers.append(logger)
     trainer = pl.Trainer(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -46,12 +46,25 @@ _FUNCTIONS = ("genlab.networks", "genlab.objectives", "genlab.diffusion", "genla
 _CLOSED = ("genlab.cli", "genlab.runs")
 
 
+_settled: list[str] | None = None  # what GENLAB_ALLOW said when the command began
+
+
+def settle() -> None:
+    """Reads GENLAB_ALLOW for the rest of the process: what sets it later, a configuration say, changes nothing."""
+    global _settled
+    _settled = None
+    _settled = user_packages()
+
+
 def user_packages() -> list[str]:
     """The packages of GENLAB_ALLOW (comma-separated)."""
+    if _settled is not None:
+        return _settled
     return [name.strip() for name in os.environ.get("GENLAB_ALLOW", "").split(",") if name.strip()]
 
 
-def _inside(module: str, packages: tuple[str, ...] | list[str]) -> bool:
+def is_inside(module: str, packages: Sequence[str]) -> bool:
+    """Whether a module is one of the packages, or in one."""
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
@@ -96,16 +109,16 @@ def allowed(target: Any, key: str, base: str | None = None) -> Definition:
 
 def _check(module: str, is_class: bool, has_base: Callable[[Collection[str]], bool], target: str, key: str) -> None:
     """The rules, in one place for names and objects. `has_base(names)`: is one of these full names among the bases?"""
-    if _inside(module, user_packages()):
+    if is_inside(module, user_packages()):
         return
-    if _inside(module, ["genlab"]):
-        if _inside(module, _CLOSED):
+    if is_inside(module, ["genlab"]):
+        if is_inside(module, _CLOSED):
             raise _refused(target, key, f"{module} is not for configs")
-        if not is_class and not _inside(module, _FUNCTIONS):
+        if not is_class and not is_inside(module, _FUNCTIONS):
             raise _refused(target, key, "it is a function, not a class")
         return
     for library, bases in LIBRARIES:
-        if _inside(module, [library]):
+        if is_inside(module, [library]):
             if not is_class or not has_base(bases):
                 raise _refused(
                     target, key, f"it is not a {' or '.join(dict.fromkeys(b.rpartition('.')[2] for b in bases))}"
@@ -128,6 +141,18 @@ def _load(found: Definition, target: str, key: str, base: type | None) -> Any:
             f"target {target!r} is not a {base.__name__}", key, f"Name a subclass of {base.__module__}.{base.__name__}"
         )
     return thing
+
+
+def check_own(node: Any, key: str) -> None:
+    """Refuses a `_target_` of a library where only GenLab's classes, and those of the user's packages, have a place.
+
+    Raises:
+        Problem: it is one.
+    """
+    if isinstance(node, Mapping) and "_target_" in node:
+        found = allowed(node["_target_"], f"{key}._target_")
+        if not is_inside(found.module, ["genlab", *user_packages()]):
+            raise Problem(f"target {node['_target_']!r} is no {key} of GenLab", f"{key}._target_", f"Choose {key}=NAME")
 
 
 def nodes(value: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
-from genlab.cli.compose import load_yaml
+from genlab.cli.compose import literal, load_yaml
 from genlab.cli.ranks import Place, announce, forget, learn, place, start_workers
 from genlab.cli.redact import redact
 from genlab.cli.sweep import Outcome, WorkerFailed
@@ -60,7 +60,7 @@ def train(config: DictConfig) -> Outcome | None:
         with run.lock() as lock:
             if run.left_by is not None and run.status().get("state") in ("starting", "running"):
                 say_killed(run)
-            write_bytes(run.config, OmegaConf.to_yaml(config).encode())
+            write_bytes(run.config, OmegaConf.to_yaml(config, resolve=True).encode())
             write_json(run.path / "environment.json", redact({**environment(sys.orig_argv[1:]), **sweep()}))
             (run.path / "result.json").unlink(missing_ok=True)
             shutil.rmtree(run.path / "ranks", ignore_errors=True)  # reports and pulses of an earlier start
@@ -157,7 +157,6 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     """The run directory to work in, and the configuration that holds for it."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain.pop("hydra", None)
-    plain = redact(plain)
     runs_dir, resume = Path(plain["runs_dir"]), plain["resume"]
     if plain["init_from"] is not None:
         plain["init_from"] = str(find_run(plain["init_from"], runs_dir).path)
@@ -168,10 +167,10 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     if run is not None:
         samples = run.status().get("samples", 0)
         print(f"continues {run.path} from {samples:,} samples (resume=never starts anew)", file=sys.stderr, flush=True)
-        return run, OmegaConf.create(plain)
+        return run, OmegaConf.create(literal(plain))
     run = create_run(runs_dir, plain["name"], digest)
     print(f"run {run.path}", file=sys.stderr, flush=True)
-    return run, OmegaConf.create(plain)
+    return run, OmegaConf.create(literal(plain))
 
 
 def continue_run(run: RunDirectory, composed: Mapping[str, Any]) -> tuple[RunDirectory, DictConfig]:
@@ -184,13 +183,13 @@ def continue_run(run: RunDirectory, composed: Mapping[str, Any]) -> tuple[RunDir
         ConfigError: a change of something else, or a finished run that is not extended.
     """
     config = load_yaml(run.config)
-    given = OmegaConf.create(dict(composed))
+    given = OmegaConf.create(literal(dict(composed)))
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").partition("=")[0]
         if key in ("resume", "runs_dir"):
             continue
         if f"{key}." in CHANGEABLE:  # another option of the group
-            config[key] = composed[key]
+            config[key] = given[key]
             continue
         if not key.startswith(CHANGEABLE):
             raise ConfigError(

@@ -29,6 +29,7 @@ def main(task: str, folder: str) -> int:
     _die_with_parent()
     from genlab.cli.ranks import place
     from genlab.cli.redact import redact
+    from genlab.cli.targets import settle
     from genlab.errors import GenlabError, Preempted, Stopped, expected
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -36,6 +37,7 @@ def main(task: str, folder: str) -> int:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):  # until the session takes them
         signal.signal(number, stop)
+    settle()
     here = place()
     try:
         _work(task, Path(folder))
@@ -98,11 +100,10 @@ def _work(task: str, folder: Path) -> None:
         _quieten()  # after Lightning's import, which sets its own level
         train_session(RunDirectory(folder))
     else:
-        from omegaconf import OmegaConf
-
         from genlab.cli import distributed
+        from genlab.cli.compose import load_yaml
 
-        distributed.run(task, OmegaConf.load(folder / "config.yaml"), folder)
+        distributed.run(task, load_yaml(folder / "config.yaml"), folder)
 
 
 def _die_with_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypedDict
 
@@ -170,6 +171,8 @@ class DataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if Path(name).name != name or name == "..":  # it names folders of the cache
+            raise ConfigError(f"data.name={name!r} must be a name, without / and not ..")
         self.name, self.seed = name, int(seed)
         self.batch_size, self.val_batch_size, self.limit_val = batch_size, val_batch_size or batch_size, limit_val
         self.resident_max, self.num_workers = resident_max, num_workers

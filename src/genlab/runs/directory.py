@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,12 +132,13 @@ class RunDirectory:
 
 
 def create_run(runs_dir: Path, name: str, digest: str) -> RunDirectory:
-    """Makes runs_dir/DATE/NAME-TIME-XXXX.
+    """Makes runs_dir/DATE/NAME-TIME-XXXX; what would be a path in NAME (experiment=mine/small) becomes dashes.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    folder = runs_dir / time.strftime("%Y-%m-%d") / f"{name}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}"
+    flat = re.sub(r"[/\\\x00-\x1f]+", "-", name).lstrip(".-") or "run"
+    folder = runs_dir / time.strftime("%Y-%m-%d") / f"{flat}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}"
     run = RunDirectory(folder)
     try:
         folder.mkdir(parents=True)
