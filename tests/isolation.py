@@ -14,7 +14,7 @@ from typing import Any
 
 from genlab.cli import targets
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextlib.contextmanager
@@ -101,10 +101,13 @@ class Worker:
         with restored():
             os.environ.clear()
             os.environ.update(env)
+            os.environ.pop("GENLAB_LOCKS", None)  # this process is none that ends with the run
             self.returncode = worker(*command[3:])
 
     def poll(self) -> int:
         return self.returncode
+
+    wait = poll
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ BELOW["conditions"] = {*BOTTOM, "data", "decoding"}
 BELOW["models"] = {*BELOW}
 BELOW["evaluation"] = {*BOTTOM, "data", "conditions", "judges"}
 BELOW["runs"] = {"errors", "files"}
+BELOW["signals"] = set()
 BELOW["callbacks"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 

@@ -19,6 +19,7 @@ from genlab.errors import Interrupted, NumericError, Preempted, Stopped
 from genlab.models.trained import TrainedModel
 from genlab.runs.checkpoint import keep_as, stored_sha256
 from genlab.runs.directory import RunDirectory
+from genlab.signals import STOPPING, caught, leave_terminal
 
 WORD_S = 3.0  # seconds that a rank waits for the signal which may be the cause of its failure
 
@@ -27,7 +28,7 @@ class Saver(Checkpoint):
     """Keeps last, previous and best in RUN/checkpoints. As a Lightning `Checkpoint` it stands last of the callbacks.
 
     Where a batch is both to be validated and saved, it is saved after the validation, whose row is then part of it. A
-    signal (SIGTERM and SIGUSR1: preempted; Ctrl-C: interrupted) sets a flag; at the end of the optimizer step all
+    signal (SIGTERM, SIGUSR1, SIGHUP: preempted; Ctrl-C: interrupted) sets a flag; at the end of the optimizer step all
     ranks agree on it, save and leave. In a validation, with its samples and evaluation, which can take minutes, it is
     obeyed at once: rank 0 saves the state before it, alone, for the ranks may be anywhere, and a resumed run begins
     with that validation. (Not in the last validation of a run: a loop without batches could not begin with it.) A
@@ -56,11 +57,12 @@ class Saver(Checkpoint):
     # ---- signals
 
     def install(self) -> None:
-        """Takes SIGTERM, SIGUSR1 and SIGINT."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        """Takes the signals that end a session."""
+        for number in caught(STOPPING):
             signal.signal(number, self._notice)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             os.write(2, b"\ngenlab: stopped at once; the last checkpoint is as it was.\n")
             os._exit(Interrupted.exit_code)

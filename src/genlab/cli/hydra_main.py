@@ -38,6 +38,7 @@ from genlab.cli.redact import redact
 from genlab.cli.start import refuse_known_bad, use_utf8
 from genlab.cli.sweep import CheckedLauncher, JobFailed
 from genlab.errors import GenlabError, Preempted, Stopped, expected
+from genlab.signals import PREEMPTING, caught, leave_terminal
 
 Body = Callable[[DictConfig], Any]
 
@@ -103,7 +104,7 @@ def hydra_main(
             _check_sweeps(config_name)
             hydra_node.install()
             run = hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(task)
-            before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+            before = {number: signal.signal(number, stop) for number in caught(PREEMPTING)}
             try:
                 run()
             except JobFailed as failed:
@@ -142,7 +143,8 @@ def check_composed(cfg: DictConfig, entry: str, settings: Any) -> None:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGUSR1 where no worker is there to take them."""
+    """The signals that end a session, where no worker is there to take them."""
+    leave_terminal(number)
     raise Preempted("stopped; nothing was lost")
 
 

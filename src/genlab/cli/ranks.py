@@ -6,6 +6,7 @@ srun each task is a rank already and starts one worker. Then rank 0 decides on t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ from genlab.cli.targets import user_packages
 from genlab.errors import ConfigError
 from genlab.files import read_json
 from genlab.runs.pulse import begun, stalled
+from genlab.runs.temporary import temporary_folder
+from genlab.signals import STOPPING, caught, leave_terminal
 
 OWN = "GENLAB_WORKER"  # set in the environment of workers that GenLab has started as ranks
 WAIT_S = 120.0  # for rank 0 to say which run it is
@@ -155,17 +158,20 @@ def start_workers(task: str, target: Path, ranks: int, here: Place, pass_fds: Se
     count, port = (1, 0) if here.external else (ranks, free_port() if ranks > 1 else 0)
     workers = Workers(target, here.rank)
     try:
+        temporary = workers.leftovers.enter_context(temporary_folder())
+        locks = {"GENLAB_LOCKS": ",".join(map(str, pass_fds))}
         for rank in range(count):
+            variables = _inherited() if here.external else worker_environment(rank, ranks, port)
             workers.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "genlab.cli.worker", task, str(target)],
-                    env=_inherited() if here.external else worker_environment(rank, ranks, port),
+                    env={**variables, **temporary, **locks},
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,  # a Ctrl-C reaches the workers once, through `Workers.forward`
                 )
             )
     except BaseException:
-        workers.kill()
+        workers.end()
         raise
     return workers
 
@@ -184,33 +190,44 @@ class Workers:
         self.code = 0
         self.message: str | None = None  # why it failed, where a worker has not said so itself
         self.own = False  # whether that is rank 0's own report
+        self.signalled = False  # whether a signal has come
+        self.leftovers = contextlib.ExitStack()  # what goes when they have ended
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Workers:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in caught(STOPPING):
             self._previous[number] = signal.signal(number, self.forward)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self.end()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def forward(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
+        self.signalled = True
         for worker in self.processes:
             if worker.poll() is None:
                 worker.send_signal(number)
+
+    def end(self) -> None:
+        """Kills those that are there still, and removes what they leave outside `target`."""
+        self.kill()
+        for worker in self.processes:
+            worker.wait()
+        self.leftovers.close()
 
     def kill(self) -> None:
         for worker in self.processes:
             if worker.poll() is None:
                 worker.kill()
 
-    def wait(self, grace_s: float = 20.0, idle_grace_s: float = 3.0) -> int:
-        """Until all have ended; after a failure the others have `grace_s` seconds before they are killed.
+    def wait(self, grace_s: float = 20.0, idle_grace_s: float = 4.0) -> int:
+        """Until all have ended; after one has left on a signal, the others have `grace_s` seconds to save.
 
-        One that has not begun its work has `idle_grace_s`: it may wait for a rank that has gone, in a library's own
-        code, where no Python handler of a signal runs.
+        After a failure, and where they have not begun their work, they have `idle_grace_s`, as there is nothing to
+        save: they may wait for a rank that has gone, in a library's own code, where no Python handler of a signal runs.
 
         Prints one line that names the cause, where several workers ran; a single one prints its own.
 
@@ -229,7 +246,8 @@ class Workers:
             if failed is not None:
                 waited = time.monotonic() - failed
                 for rank, worker in enumerate(self.processes, self.first):
-                    late = waited > (grace_s if begun(self.target, rank) else idle_grace_s)
+                    saving = self.code in (130, 143) and begun(self.target, rank)
+                    late = waited > (grace_s if saving else idle_grace_s)
                     if late and worker.poll() is None:
                         worker.kill()
             time.sleep(0.1)

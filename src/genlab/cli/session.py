@@ -58,6 +58,7 @@ from genlab.models.trained import Plan, TrainedModel
 from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
 from genlab.runs.directory import RunDirectory, find_run
 from genlab.runs.pulse import Pulse
+from genlab.signals import STOPPING, caught, ignore_all, leave_terminal
 
 # Named, because Lightning takes SLURM's also where a batch script has started a single process.
 ENVIRONMENTS: dict[str, Any] = {
@@ -228,10 +229,11 @@ def finish(
     """Final samples, evaluation, curves, result: by the averaged weights. A signal here loses no training."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         kind = Interrupted if number == signal.SIGINT else Preempted
         raise kind(f"training is saved at {model.samples_seen:,} samples; the same command does the evaluation.")
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in caught(STOPPING):
         signal.signal(number, stop)
     model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     ema.swap_in(model)
@@ -268,6 +270,7 @@ def finish(
     ema.swap_out(model)
     if trainer.is_global_zero:
         curves(run.metrics, run.path / "curves.png")
+        ignore_all()  # a signal must not make another thing of a run that is finished
         write_result(run, config, recorder, model.samples_seen)
         run.set_status(
             "finished",

@@ -20,7 +20,7 @@ from genlab.cli.compose import literal, load_yaml
 from genlab.cli.ranks import Place, announce, forget, learn, place, start_workers
 from genlab.cli.redact import redact
 from genlab.cli.sweep import Outcome, WorkerFailed
-from genlab.errors import ConfigError
+from genlab.errors import ConfigError, Preempted
 from genlab.files import read_json, write_bytes, write_json
 from genlab.runs.directory import (
     RunDirectory,
@@ -75,6 +75,8 @@ def train(config: DictConfig) -> Outcome | None:
         raise
     forget(here, runs_dir)
     leave(code, str(run.path))
+    if workers.signalled and settings.mode == RunMode.MULTIRUN:
+        raise Preempted("the run is finished; the sweep's other jobs were not begun")
     result = read_json(run.path / "result.json")
     if result is None:
         run.set_status("failed", message="the worker ended without a result")

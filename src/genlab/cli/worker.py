@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -31,16 +32,20 @@ def main(task: str, folder: str) -> int:
     from genlab.cli.redact import redact
     from genlab.cli.targets import settle
     from genlab.errors import GenlabError, Preempted, Stopped, expected
+    from genlab.signals import PREEMPTING, caught, ignore_all, leave_terminal
 
     def stop(number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         raise Preempted("stopped before training began" if task == "train" else "stopped")
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # until the session takes them
+    for number in caught(PREEMPTING):  # until the session takes them
         signal.signal(number, stop)
     settle()
+    _keep_locks()
     here = place()
     try:
         _work(task, Path(folder))
+        ignore_all()
         return 0
     except Stopped as error:
         state = label = {130: "interrupted", 143: "preempted"}[error.exit_code]
@@ -61,6 +66,7 @@ def main(task: str, folder: str) -> int:
             print(redact(traceback.format_exc()), file=sys.stderr)
             code = 1
             message = f"{type(error).__name__}: {error}".split("\n")[0]
+    ignore_all()
     message = redact(message)
     if task == "train" and here.rank == 0:
         from genlab.runs.directory import RunDirectory
@@ -104,6 +110,17 @@ def _work(task: str, folder: Path) -> None:
         from genlab.cli.compose import load_yaml
 
         distributed.run(task, load_yaml(folder / "config.yaml"), folder)
+
+
+def _keep_locks() -> None:
+    """No process that this one forks (a loader's) holds the run's lock: it might outlive this one by seconds."""
+    for descriptor in filter(None, os.environ.pop("GENLAB_LOCKS", "").split(",")):
+        os.register_at_fork(after_in_child=functools.partial(_close, int(descriptor)))
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,33 @@
+"""Signals that end a session after a save, and the terminal that may have gone with one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+
+PREEMPTING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOPPING = (*PREEMPTING, signal.SIGINT)
+
+
+def caught(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
+    """Those that are to be handled: SIGHUP is not where it is ignored, as under nohup."""
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+def ignore_all() -> None:
+    """From here on there is nothing to stop: also while the interpreter ends, which puts its own handlers back."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def leave_terminal(number: int) -> None:
+    """After SIGHUP nothing can be written to the terminal: what still is goes nowhere, where it would raise."""
+    if number == signal.SIGHUP:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            with contextlib.suppress(OSError):  # it is closed
+                if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # isatty says no of one that has gone
+                    os.dup2(null, descriptor)
+        os.close(null)
