@@ -89,7 +89,7 @@ def test_a_signal_at_any_moment(
     whole = undisturbed(moment, ranks)
     waiting = tmp_path / "waiting"
     waiting.mkdir()
-    number = signal.SIGUSR1 if moment == "samples" else signal.SIGTERM
+    number = {"samples": signal.SIGUSR1, "validation": signal.SIGHUP}.get(moment, signal.SIGTERM)
     broken = run_of(tmp_path, moment, ranks, waiting, int(number) if ranks == 1 else None)
     if ranks == 1:
         codes = [work(broken, allow="ddp_parts")]
