@@ -368,3 +368,12 @@ def test_the_script(root: Path, tmp_path: Path) -> None:
     assert bad.returncode == 65
     assert bad.stderr.count("\n") == 1
     assert "train-labels-idx1-ubyte: sha256" in bad.stderr
+
+
+def test_the_registrys_tables_name_what_is_there() -> None:
+    routes = [route for entry in DATASETS.values() for route in entry.routes]
+    for route in routes:
+        assert isinstance(route.limit, int)
+        assert callable(route.builder) if route.build else "{file}" in route.get + route.member
+        assert bool(route.members) == bool(route.limit) == bool(route.build)
+    assert all(len(file.sha256) == 64 and file.size > 0 for entry in DATASETS.values() for file in entry.files)

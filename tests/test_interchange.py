@@ -355,12 +355,12 @@ def test_gpt2s_own_files(tmp_path: Path) -> None:
     ids = {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
     (tmp_path / "encoder.json").write_text(json.dumps(ids))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n")
-    gpt2_tokenizer(tmp_path / "encoder.json", tmp_path / "vocab.bpe", tmp_path / "tokenizer.json")
+    gpt2_tokenizer(tmp_path, tmp_path)
     made = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert made.encode("aba<|endoftext|>").ids == [2, 0, 3]
     (tmp_path / "encoder.json").write_text('{"a": 0, "<|endoftext|>": 7}')
     with pytest.raises(DataError, match="not GPT-2's vocabulary"):
-        gpt2_tokenizer(tmp_path / "encoder.json", tmp_path / "vocab.bpe", tmp_path / "tokenizer.json")
+        gpt2_tokenizer(tmp_path, tmp_path)
 
 
 # ---- SmolLM2 itself

@@ -165,11 +165,11 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
         members = {file.name: route.member.format(file=file.name) for file in missing}
         unpacked = work / "unpacked"
         unpacked.mkdir()
-        unpack(archive, unpacked, route.needs or members.values(), limit)
+        unpack(archive, unpacked, route.members or members.values(), limit)
         if route.build:
             built = work / "built"
             built.mkdir()
-            route.build(unpacked, built)
+            route.builder(unpacked, built)
         for file in missing:
             install(built / file.name if route.build else unpacked / members[file.name], folder / file.name, file)
 

