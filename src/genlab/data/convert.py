@@ -1,4 +1,4 @@
-"""Data and weights in other formats made into what the registry pins, without running anything that a file says. No torch."""
+"""Data and weights in other formats made into what the registry pins; nothing that a file says is run. No torch."""
 
 from __future__ import annotations
 

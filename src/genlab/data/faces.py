@@ -16,7 +16,7 @@ from typing import Annotated, Any, Unpack
 import torch
 from torch import Tensor
 
-from genlab.data.archive import atomic, unpack
+from genlab.data.archive import unpack
 from genlab.data.fetch import data_root, fetch
 from genlab.data.folder import FILTERS, Decode, ImageFiles, Resize, cached
 from genlab.data.images import ImageData, ImageOptions, Parts
@@ -24,6 +24,7 @@ from genlab.data.manifest import Manifest, digest
 from genlab.data.module import Split
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError, StorageError
+from genlab.files import write_bytes
 
 LIMIT = 8_000_000_000  # bytes that an archive may unpack to
 MD5 = {  # of the official files, as torchvision publishes them
@@ -104,8 +105,8 @@ class Faces(ImageData):
         stat = path.stat()
         known = self._store(f"md5-{digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])[:16]}.txt")
         if not known.exists():
-            with open(path, "rb") as file, atomic(known) as out:
-                out.write(hashlib.file_digest(file, "md5").hexdigest().encode())
+            with open(path, "rb") as file:
+                write_bytes(known, hashlib.file_digest(file, "md5").hexdigest().encode())
         found, expected = known.read_text(), MD5.get(path.name)
         if self.verify and found != expected:
             wanted = f"the official file's is {expected}" if expected else f"known are {', '.join(MD5)}"

@@ -19,13 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from genlab.data.archive import atomic
 from genlab.data.fetch import data_root
 from genlab.data.images import ImageData, ImageOptions, Parts
 from genlab.data.manifest import digest
 from genlab.data.module import Split
 from genlab.data.sources import Batch, ImageArrays, Source
 from genlab.errors import ConfigError, DataError, StorageError
+from genlab.files import replacing, write_json
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -270,7 +270,7 @@ def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Pa
 
     hashes = []
     workers = min(8, os.cpu_count() or 1)  # Pillow decodes and resizes without the interpreter's lock
-    with ThreadPoolExecutor(workers) as pool, atomic(pixels) as out:
+    with ThreadPoolExecutor(workers) as pool, replacing(pixels) as temporary, open(temporary, "wb") as out:
         bar = tqdm(total=len(files), desc=f"decoding {Path(files.origin).name}", unit="image")
         with bar:
             for first in range(0, len(files), 512):
@@ -278,6 +278,5 @@ def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Pa
                     out.write(np.ascontiguousarray(image).tobytes())
                     hashes.append(sha256)
                     bar.update()
-    with atomic(facts) as text:
-        content = {"sha256": digest(list(zip(names, hashes, strict=True))), "count": len(files), "folder": files.origin}
-        text.write(json.dumps(content).encode())
+    sha256 = digest(list(zip(names, hashes, strict=True)))
+    write_json(facts, {"sha256": sha256, "count": len(files), "folder": files.origin})
