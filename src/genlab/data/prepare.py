@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from genlab.data.documents import SCRIPTS, Document, find_files, normalised, read_documents, script_shares
-from genlab.data.near_duplicates import MinHash, clusters
 from genlab.errors import ConfigError, StorageError
 from genlab.files import sha256_of, write_json
 
@@ -80,8 +79,13 @@ class Preparation:
             raise ConfigError("prepare.val_fraction and prepare.test_fraction must be >= 0 and below 1 together")
 
     def options(self) -> dict[str, Any]:
-        """As primitives: what a cache is keyed by."""
-        return {**asdict(self), "scripts": dict(self.scripts) if self.scripts else None}
+        """As primitives: what a cache is keyed by, and whose MinHash it is."""
+        options = {**asdict(self), "scripts": dict(self.scripts) if self.scripts else None}
+        if self.near_duplicates == "ignore":
+            return options
+        from genlab.data.near_duplicates import IMPLEMENTATION
+
+        return {**options, "minhash": IMPLEMENTATION}
 
     def cause(self, document: Document, text: str) -> str | None:
         """Why a document is dropped by itself, or None."""
@@ -214,17 +218,16 @@ def _choose(
             yield text
 
     if preparation.near_duplicates == "ignore":
-        for _ in texts():
-            pass
-        cluster = np.arange(len(places))
+        cluster = np.arange(sum(1 for _ in texts()))
     else:
-        hashing = MinHash(preparation.shingle, preparation.permutations, preparation.seed)
-        parts = list(hashing.signatures(texts()))
+        from genlab.data.near_duplicates import clusters, signature
+
+        drawn = preparation.shingle, preparation.permutations, preparation.seed
+        signatures = [signature(text, *drawn) for text in texts()]
         cluster = np.arange(len(places))
-        if parts:  # in the order of their digests, so that the order of the files plays no part
-            names = list(digests)
-            order = np.array(sorted(range(len(names)), key=names.__getitem__))
-            cluster[order] = order[clusters(np.concatenate(parts)[order], preparation.threshold)]
+        if signatures:  # in the order of their digests, so that the order of the files plays no part
+            order = np.argsort(np.array(list(digests)))
+            cluster[order] = order[clusters(np.stack(signatures)[order], preparation.threshold)]
     members: dict[int, list[int]] = {}
     for i, root in enumerate(cluster.tolist()):
         members.setdefault(root, []).append(i)
