@@ -14,8 +14,9 @@ import pytest
 from genlab.data import near_duplicates
 from genlab.data.documents import normalised, script_shares
 from genlab.data.near_duplicates import clusters, signature
-from genlab.data.prepare import Preparation, made_once, prepare, readable
+from genlab.data.prepare import Preparation, prepare, readable
 from genlab.errors import ConfigError, DataError, GenlabError
+from genlab.files import made_once
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "nrstl"]
 

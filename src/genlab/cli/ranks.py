@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from genlab.errors import ConfigError
-from genlab.files import read_json
+from genlab.files import read_json, write_bytes
 from genlab.runs.pulse import begun, stalled
 
 OWN = "GENLAB_WORKER"  # set in the environment of workers that GenLab has started as ranks
@@ -76,10 +76,7 @@ def announce(here: Place, runs_dir: Path, path: str) -> None:
     if here.launcher == "torchrun":
         _store().set(_key(), path)
     elif here.launcher == "slurm":
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        temporary = _file(runs_dir).with_suffix(".tmp")
-        temporary.write_text(path, encoding="utf-8")
-        os.replace(temporary, _file(runs_dir))
+        write_bytes(_file(runs_dir), path.encode())
 
 
 def learn(here: Place, runs_dir: Path) -> Path:

