@@ -10,9 +10,10 @@ import argparse
 import sys
 import time
 
-from genlab.data.fetch import data_root, fetch, find, present
+from genlab.data.fetch import fetch, find, present
 from genlab.data.registry import DATASETS
 from genlab.errors import GenlabError
+from genlab.files import cache_root
 
 
 def main() -> int:
@@ -29,7 +30,7 @@ def main() -> int:
             folder = fetch(entry.name, args.root)
             print(f"{entry.name}: {entry.size / 1e6:.1f} MB in {folder}, verified ({time.monotonic() - start:.1f} s)")
         if args.list:
-            print(f"cache: {data_root(args.root)}")
+            print(f"cache: {cache_root(args.root)}")
             for entry in DATASETS.values():
                 state = "present" if present(entry.name, args.root) else "absent"
                 print(f"{entry.name:18} {entry.size / 1e6:7.1f} MB  {state:8} {entry.licence:40} {entry.homepage}")

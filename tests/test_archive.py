@@ -92,3 +92,17 @@ def test_truncated_archives(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="corrupt or truncated") as caught:
             unpack(tmp_path / name, tmp_path / "out" / name, {"a"}, 10_000)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.faults(20)
+def test_a_deb_is_bounded_and_its_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "toy.deb").write_bytes(b"junk")
+    client = tmp_path / "dpkg-deb"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for script, match in (("cat /dev/zero", "more than 67110864 bytes"), ("echo no deb >&2; exit 2", "'no deb'")):
+        client.write_text(f"#!/bin/sh\n{script}\n")
+        client.chmod(0o755)
+        with pytest.raises(DataError, match=rf"toy.deb: dpkg-deb cannot unpack it \({match}\)"):
+            unpack(tmp_path / "toy.deb", tmp_path / "out", {"a"}, 1000)
+    assert not list((tmp_path / "out").iterdir())

@@ -11,8 +11,9 @@ import pytest
 
 from genlab.data import corpora
 from genlab.data.corpora import OTHER, chinese_poetry, clean, form_of, shakespeare_works
-from genlab.data.fetch import data_root, fetch, present
+from genlab.data.fetch import fetch, present
 from genlab.errors import DataError
+from genlab.files import cache_root
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_works_are_made_of_the_packages_files(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.data
 def test_real_sets() -> None:
     for name in ("shakespeare_works", "chinese_poetry"):
-        if not present(name, data_root()):
+        if not present(name, cache_root()):
             pytest.skip(f"python scripts/fetch_data.py {name}")
     works = (fetch("shakespeare_works") / "works.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(works) == 42

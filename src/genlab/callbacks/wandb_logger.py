@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from genlab.callbacks.wandb_files import Mark, mend, read_mark, write_mark
 from genlab.files import read_json
 from genlab.runs.directory import config_hash
+from genlab.runs.keys import SEEDS
 from genlab.runs.metrics import read_rows
 
 # How long W&B may keep a run waiting, in seconds: for one answer, for wandb.init, for run.finish. A server that hangs
@@ -112,7 +113,7 @@ class RunWandbLogger(WandbLogger):
     def log_hyperparams(self, params: Any) -> None:
         """The configuration, and in `seedless` its hash without the seed, by which W&B groups runs of several seeds."""
         super().log_hyperparams(params)
-        seedless = config_hash(params, ("seed", "data.seed", "name"))
+        seedless = config_hash(params, (*SEEDS, "name"))
         self.experiment.config.update({"seedless": seedless}, allow_val_change=True)
 
     @rank_zero_only

@@ -18,6 +18,7 @@ from genlab.errors import ConfigError, expected
 from genlab.files import read_json
 from genlab.runs.environment import code_version, library_versions
 from genlab.runs.export import FORMAT, TOKENIZER, write_export
+from genlab.runs.keys import EXPORTED
 from genlab.runs.transformers_folder import generation_of, write_transformers
 
 KEYS = {
@@ -28,8 +29,6 @@ KEYS = {
     "checkpoint": "last",
     "runs_dir": os.environ.get("GENLAB_RUNS", "runs"),
 }
-# The nodes that say what the model is and how it is sampled and judged; the rest is how it was trained.
-NODES = ("name", "seed", "model", "sampler", "data", "evaluation")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +80,7 @@ def export(
     data = {key: Path(value).name if _is_path(value) else value for key, value in (plain.get("data") or {}).items()}
     records = {path.stem: read_json(path) for path in sorted((source.path / "evaluation").glob("*.json"))}
     facts = {
-        "config": {key: plain.get(key) for key in NODES} | {"data": data},
+        "config": {key: plain.get(key) for key in EXPORTED} | {"data": data},
         "metrics": {
             name: {key: value for key, value in record.items() if key != "context"}
             for name, record in records.items()

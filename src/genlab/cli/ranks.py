@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from genlab.cli.targets import user_packages
 from genlab.errors import ConfigError
-from genlab.files import read_json
+from genlab.files import read_json, write_bytes
 from genlab.runs.pulse import begun, stalled
 from genlab.runs.temporary import temporary_folder
 from genlab.signals import STOPPING, caught, leave_terminal
@@ -80,10 +80,7 @@ def announce(here: Place, runs_dir: Path, path: str) -> None:
     if here.launcher == "torchrun":
         _store().set(_key(), path)
     elif here.launcher == "slurm":
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        temporary = _file(runs_dir).with_suffix(".tmp")
-        temporary.write_text(path, encoding="utf-8")
-        os.replace(temporary, _file(runs_dir))
+        write_bytes(_file(runs_dir), path.encode())
 
 
 def learn(here: Place, runs_dir: Path) -> Path:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genlab.cli.comparison.differences import same, without
+from genlab.cli.comparison.differences import same
 from genlab.cli.comparison.find import find_runs
 from genlab.cli.comparison.read import Run, read_run
 from genlab.cli.compose import compose_config
 from genlab.cli.signature import Definition, find, signature
 from genlab.errors import ConfigError
 from genlab.files import read_json, write_bytes
-from genlab.runs.directory import NOT_HASHED
+from genlab.runs.keys import RECIPE, RECIPE_NEUTRAL, RECIPE_SCHEDULE, without
 
 HEAD = """# Reproduction
 
@@ -29,9 +29,6 @@ directory. A run that was cut short is set beside the paper's curve at as many s
 | experiment | paper | metric | published | ours | samples seen | protocol | hardware | date | record |
 |---|---|---|---|---|---|---|---|---|---|
 """
-# What makes two runs the same experiment; where a run was executed and what was measured afterwards does not matter.
-NODES = ("model", "data", "optimizer")
-SCHEDULE = ("warmup", "decay", "final_lr")
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
     """The runs of this configuration, whatever their seed, devices and length; of one name the last."""
-    neutral = frozenset({*NOT_HASHED, "data.seed", "data.limit_val", "data.val_batch_size"})
 
     def kept(whole: Mapping[str, Any]) -> dict[str, Any]:
-        nodes = without({node: whole.get(node) for node in NODES}, neutral)
-        return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in SCHEDULE}}
+        nodes = without({node: whole.get(node) for node in RECIPE}, RECIPE_NEUTRAL)
+        return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in RECIPE_SCHEDULE}}
 
     wanted = kept(config)
 

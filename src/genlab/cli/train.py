@@ -30,10 +30,7 @@ from genlab.runs.directory import (
     find_unfinished,
 )
 from genlab.runs.environment import environment
-
-# What may be changed when a run goes on: how long, where, and what is watched. Anything else is another run.
-CHANGEABLE = ("schedule.", "trainer.", "callbacks.", "logger.", "evaluation.", "data.num_workers", "data.resident_max",
-              "compile", "threads")  # fmt: skip
+from genlab.runs.keys import CHANGEABLE
 
 
 def train(config: DictConfig) -> Outcome | None:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import os
 import stat
 import subprocess
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Any
 
 from genlab.data.registry import File
 from genlab.errors import DataError
+from genlab.files import replacing
 
 CHUNK = 1 << 20
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file opened for writing that appears at `path` whole or not at all (temporary beside it, fsync, replace)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+Member = tuple[str, int, bool, Any]  # name, size in bytes, whether a regular file, what the library calls it
 
 
 def install(source: Path, target: Path, file: File) -> None:
@@ -43,7 +29,7 @@ def install(source: Path, target: Path, file: File) -> None:
     """
     digest, size = hashlib.sha256(), 0
     opener = gzip.open if source.suffix == ".gz" else open
-    with opener(source, "rb") as data, atomic(target) as out:
+    with opener(source, "rb") as data, replacing(target) as temporary, open(temporary, "wb") as out:
         try:
             while block := data.read(min(CHUNK, file.size + 1 - size)):
                 digest.update(block)
@@ -60,53 +46,6 @@ def install(source: Path, target: Path, file: File) -> None:
             raise DataError(f"{source.name}: sha256 is {digest.hexdigest()}, expected {file.sha256} of {file.name}")
 
 
-def _safe(name: str, archive: Path) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise DataError(f"{archive.name}: member {name!r} points outside the archive; nothing was written")
-    return path
-
-
-def _write(data: IO[bytes], target: Path, size: int, name: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    done = 0
-    with open(target, "xb") as out:
-        while block := data.read(min(CHUNK, size + 1 - done)):
-            done += len(block)
-            out.write(block)
-    if done != size:
-        raise DataError(f"{name}: {done} bytes, its archive says {size}; fetch it again")
-
-
-class _Budget:
-    """Which members are wanted, and how many bytes they may have together."""
-
-    def __init__(self, archive: Path, wanted: Collection[str] | None, limit: int) -> None:
-        self.archive, self.wanted, self.limit = archive, wanted, limit
-        self.taken: set[str] = set()
-        self.total = 0
-
-    def takes(self, name: str, size: int, regular: bool) -> bool:
-        path = str(_safe(name, self.archive))
-        if self.wanted is not None and path not in self.wanted:
-            return False
-        if not regular:
-            raise DataError(f"{self.archive.name}: member {name!r} is a link or a device; nothing was written")
-        self.total += size
-        if self.total > self.limit:
-            raise DataError(
-                f"{self.archive.name}: would unpack to more than {self.limit} bytes at {name!r}; nothing was written"
-            )
-        if path in self.taken:
-            raise DataError(f"{self.archive.name}: member {name!r} comes twice; nothing was written")
-        self.taken.add(path)
-        return True
-
-    def finish(self) -> None:
-        if self.wanted is not None and (missing := sorted(set(self.wanted) - self.taken)):
-            raise DataError(f"{self.archive.name}: has no member {missing[0]!r}")
-
-
 def unpack(archive: Path, target: Path, wanted: Collection[str] | None, limit: int) -> None:
     """Unpacks members of a tar (also compressed), zip, whl or deb archive under `target`.
 
@@ -120,77 +59,67 @@ def unpack(archive: Path, target: Path, wanted: Collection[str] | None, limit: i
         DataError: before anything is written: a path outside the target, a link, a device, too many bytes, a missing
             member; while writing: truncated or corrupt data.
     """
+    bound = 2 * limit + (64 << 20)  # bytes of a whole tar, with what is not wanted of it and must be read over
     try:
         if archive.suffix in (".zip", ".whl"):
-            _unpack_zip(archive, target, wanted, limit)
-        elif archive.suffix == ".deb":
-            plain = target / f".{archive.name}.tar"
-            _deb_to_tar(archive, plain, limit)
-            try:
-                _unpack_tar(plain, target, wanted, limit)
-            finally:
-                plain.unlink(missing_ok=True)
-        else:
-            _unpack_tar(archive, target, wanted, limit)
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(target, _chosen(archive.name, _zip_members(file), wanted, limit))
+            return
+        plain = archive
+        if archive.suffix == ".deb":
+            plain = archive.with_suffix(".tar")
+            _deb_to_tar(archive, plain, bound)
+        with tarfile.open(plain) as tar:
+            members = _chosen(archive.name, _tar_members(tar, archive.name, bound), wanted, limit)
+            tar.extractall(target, members, filter="data")
     except BROKEN as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise DataError(f"{archive.name}: corrupt or truncated archive ({reason}); fetch it again") from None
 
 
-def _unpack_zip(archive: Path, target: Path, wanted: Collection[str] | None, limit: int) -> None:
-    budget = _Budget(archive, wanted, limit)
-    with zipfile.ZipFile(archive) as file:
-        members = []
-        for info in file.infolist():
-            mode = stat.S_IFMT(info.external_attr >> 16)
-            if not info.is_dir() and budget.takes(info.filename, info.file_size, mode in (0, stat.S_IFREG)):
-                members.append(info)
-        budget.finish()
-        for info in members:
-            with file.open(info) as data:
-                _write(data, target / _safe(info.filename, archive), info.file_size, info.filename)
+def _chosen(archive: str, members: Iterable[Member], wanted: Collection[str] | None, limit: int) -> list[Any]:
+    """The members to unpack. The libraries would make a path that points outside a harmless one, and tar's filter lets
+    links pass that stay inside: here each is a reason to trust nothing of the archive."""
+    chosen: dict[str, Any] = {}
+    total = 0
+    for name, size, regular, info in members:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            raise DataError(f"{archive}: member {name!r} points outside the archive; nothing was written")
+        if wanted is not None and str(path) not in wanted:
+            continue
+        total += size
+        if not regular or str(path) in chosen:
+            problem = "comes twice" if regular else "is a link or a device"
+            raise DataError(f"{archive}: member {name!r} {problem}; nothing was written")
+        if total > limit:
+            raise DataError(f"{archive}: would unpack to more than {limit} bytes at {name!r}; nothing was written")
+        chosen[str(path)] = info
+    if missing := sorted(set(wanted or ()) - chosen.keys()):
+        raise DataError(f"{archive}: has no member {missing[0]!r}")
+    return list(chosen.values())
 
 
-def _unpack_tar(archive: Path, target: Path, wanted: Collection[str] | None, limit: int) -> None:
-    budget = _Budget(archive, wanted, limit)
-    with tarfile.open(archive) as file:
-        members = []
-        for info in file:  # headers first: a bomb is seen where its header is read
-            if info.offset_data + info.size > (bound := _bound(limit)):  # members that are not wanted are read over
-                raise DataError(f"{archive.name}: would unpack to more than {bound} bytes; nothing was written")
-            if not info.isdir() and budget.takes(info.name, info.size, info.isreg()):
-                members.append(info)
-        budget.finish()
-        for info in members:
-            data = file.extractfile(info)
-            assert data is not None  # regular files only
-            with data:
-                _write(data, target / _safe(info.name, archive), info.size, info.name)
+def _zip_members(file: zipfile.ZipFile) -> Iterator[Member]:
+    for info in file.infolist():
+        if not info.is_dir():
+            regular = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+            yield info.filename, info.file_size, regular, info
 
 
-def _bound(limit: int) -> int:
-    """Bytes of a whole archive, with what is not wanted of it."""
-    return 2 * limit + (64 << 20)
+def _tar_members(file: tarfile.TarFile, archive: str, bound: int) -> Iterator[Member]:
+    for info in file:  # headers first: a bomb is seen where its header is read
+        if info.offset_data + info.size > bound:
+            raise DataError(f"{archive}: would unpack to more than {bound} bytes; nothing was written")
+        if not info.isdir():
+            yield info.name, info.size, info.isreg(), info
 
 
-def _deb_to_tar(archive: Path, plain: Path, limit: int) -> None:
-    """The data part of a .deb as a plain tar file. Members that are not wanted count too, so the bound is generous."""
-    bound = _bound(limit)
-    with (
-        subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as child,
-        open(plain, "wb") as out,
-    ):
-        assert child.stdout is not None
-        assert child.stderr is not None
-        size = 0
-        while block := child.stdout.read(CHUNK):
-            size += len(block)
-            if size > bound:
-                child.kill()
-                raise DataError(f"{archive.name}: would unpack to more than {bound} bytes")
-            out.write(block)
-        complaint = child.stderr.read().decode(errors="replace").strip()
-        if child.wait() != 0:
-            raise DataError(f"{archive.name}: {complaint.splitlines()[-1] if complaint else 'corrupt'}; fetch it again")
+def _deb_to_tar(archive: Path, plain: Path, bound: int) -> None:
+    """The data part of a .deb as a plain tar file of at most `bound` bytes."""
+    command = ["prlimit", f"--fsize={bound}", "dpkg-deb", "--fsys-tarfile", archive]
+    with open(plain, "wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace")
+    if done.returncode:
+        why = f"more than {bound} bytes" if plain.stat().st_size >= bound else f"{done.stderr.strip()[-200:]!r}"
+        raise DataError(f"{archive.name}: dpkg-deb cannot unpack it ({why}); fetch it again")

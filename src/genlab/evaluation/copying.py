@@ -17,7 +17,6 @@ import numpy as np
 from scipy import sparse
 
 from genlab.data.documents import SCRIPTS
-from genlab.data.near_duplicates import mixed
 
 NEAREST = 3  # tokens of the n-grams by which documents are near
 NEAR_COPY = 0.5  # see Copied.near_copy
@@ -28,6 +27,13 @@ _FILTER = np.uint64((1 << 22) - 1)  # bits of a hash that are looked up before t
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _TEXT_END, _DOCUMENT_END = "\1", "\0"  # differ, so that no match goes across either
 _SPACE, _WORD, _SINGLE = 0, 1, 2
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """A permutation of 64-bit words that leaves no structure (the finaliser of SplitMix64, Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 @dataclass

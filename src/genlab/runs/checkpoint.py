@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import time
 import warnings
 import zipfile
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from genlab.errors import CheckpointError, ConfigError, OutOfMemory, StorageError, expected
-from genlab.files import read_json, write_json
+from genlab.files import read_json, replacing, sha256_of, write_json
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -33,23 +31,20 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises: StorageError (disk full, not writable): the old file stays."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            with open(temporary, "rb") as file:
-                digest = _file_digest(file)
-            torch.load(temporary, map_location="meta", weights_only=True, mmap=True)
-            if target.exists() and target.name == "last.ckpt":
-                _link(target, target.with_name("previous.ckpt"))
-            write_json(_sidecar(target), {"sha256": [*_hashes(target), digest]})
-            os.replace(temporary, target)
+            with replacing(target) as temporary:
+                with open(temporary, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())  # before anything else changes
+                digest = sha256_of(temporary)
+                torch.load(temporary, map_location="meta", weights_only=True, mmap=True)
+                if target.exists() and target.name == "last.ckpt":
+                    _link(target, target.with_name("previous.ckpt"))
+                write_json(_sidecar(target), {"sha256": [*_hashes(target), digest]})
             write_json(_sidecar(target), {"sha256": [digest]})
             _sync_directory(target.parent)
-        except (OSError, RuntimeError) as error:
+        except (StorageError, RuntimeError) as error:
             # torch's writer answers a failed write with a RuntimeError of its own, raised while handling the OSError.
             reason: BaseException | None = error
             while reason is not None and not isinstance(reason, OSError):
@@ -61,8 +56,6 @@ class AtomicCheckpointIO(CheckpointIO):
                 f"cannot save {target}: {reason.strerror}; {free:,} bytes free, about {needed:,} needed. "
                 "Free space and run the same command again: it goes on from the last checkpoint."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
@@ -88,8 +81,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     known = _hashes(path)
     try:
         if known:
-            with open(path, "rb") as file:
-                digest = _file_digest(file)
+            digest = sha256_of(path)
             if digest not in known:
                 raise CheckpointError(
                     f"checkpoint {path}: sha256 mismatch, the file was altered or cut short (it is {digest[:16]}..., "
@@ -200,19 +192,14 @@ def _hashes(path: Path) -> list[str]:
     return [h for h in listed if isinstance(h, str)] if isinstance(listed, list) else []
 
 
-def _file_digest(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _link(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    write_json(_sidecar(target), {"sha256": [*_hashes(target), *_hashes(source)]})
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+        write_json(_sidecar(target), {"sha256": [*_hashes(target), *_hashes(source)]})
     write_json(_sidecar(target), {"sha256": _hashes(source)})
 
 

@@ -17,24 +17,15 @@ from typing import Any, Literal
 
 from genlab.errors import ConfigError, StorageError
 from genlab.files import folder_or_cached, read_json, write_json
+from genlab.runs.keys import EXECUTION, without
 
 State = Literal["starting", "running", "finished", "failed", "preempted", "interrupted", "pruned"]
 
-# Where and how a run is executed or watched, not what it computes: a change of these still continues the same run.
-NOT_HASHED = ("runs_dir", "resume", "logger", "rank_timeout_s", "data.num_workers", "data.resident_max",
-              "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.enable_progress_bar")  # fmt: skip
 
-
-def config_hash(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
-    """16 hex digits that name what a run computes: sha256 of the resolved config without NOT_HASHED and `without`."""
-    left_out = {*NOT_HASHED, *without}
-
-    def kept(node: Any, prefix: str) -> Any:
-        if isinstance(node, Mapping):
-            return {k: kept(v, f"{prefix}{k}.") for k, v in node.items() if f"{prefix}{k}" not in left_out}
-        return [kept(v, prefix) for v in node] if isinstance(node, list) else node
-
-    return hashlib.sha256(json.dumps(kept(config, ""), sort_keys=True, default=str).encode()).hexdigest()[:16]
+def config_hash(config: Mapping[str, Any], others: Sequence[str] = ()) -> str:
+    """16 hex digits that name what a run computes: sha256 of the resolved config without EXECUTION and `others`."""
+    left = without(config, {*EXECUTION, *others})
+    return hashlib.sha256(json.dumps(left, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class RunDirectory:

@@ -6,29 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genlab.runs.directory import NOT_HASHED
+from genlab.runs.keys import NEUTRAL, SEEDS, without
 
 TARGET = "_target_"
-# What says where or how a run was executed or watched, or what is measured afterwards: no difference between runs.
-# How values were measured is compared record by record, see `protocols`.
-NEUTRAL = frozenset(
-    {*NOT_HASHED, "name", "threads", "evaluation", "trainer.enable_progress_bar", "callbacks.samples",
-     "callbacks.final", "callbacks.latents", "callbacks.evaluate_every", "callbacks.evaluate_n"}
-)  # fmt: skip
-SEEDS = frozenset({"seed", "data.seed"})
 ABSENT = object()  # a key that this configuration does not have
-
-
-def without(node: Any, keys: frozenset[str], prefix: str = "") -> Any:
-    """A copy of nested dicts without the dotted `keys`."""
-    if not isinstance(node, Mapping):
-        return node
-    return {k: without(v, keys, f"{prefix}{k}.") for k, v in node.items() if f"{prefix}{k}" not in keys}
 
 
 def group_key(config: Mapping[str, Any]) -> str:
     """Equal for configurations that differ only in their seeds and in NEUTRAL keys."""
-    return json.dumps(without(config, NEUTRAL | SEEDS), sort_keys=True, default=str)
+    return json.dumps(without(config, (*NEUTRAL, *SEEDS)), sort_keys=True, default=str)
 
 
 def overrides(configs: Sequence[Mapping[str, Any]], seeds: bool) -> dict[str, list[Any]]:
@@ -37,7 +23,7 @@ def overrides(configs: Sequence[Mapping[str, Any]], seeds: bool) -> dict[str, li
     Args:
         seeds: whether a difference in the seed is one.
     """
-    kept = [without(c, NEUTRAL | (frozenset({"data.seed"}) if seeds else SEEDS)) for c in configs]
+    kept = [without(c, (*NEUTRAL, *(("data.seed",) if seeds else SEEDS))) for c in configs]
     found = differences(kept)
     return dict(sorted(found.items(), key=lambda item: not item[0].startswith("model")))
 

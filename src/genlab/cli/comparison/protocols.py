@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from genlab.cli.comparison.differences import ABSENT, TARGET, differences, same
 from genlab.cli.comparison.numbers import shown
 from genlab.cli.old_protocol import record_in_new_form
+from genlab.runs.keys import LOSS_NEUTRAL, without
 
 # Fields of the protocol that another part of the record states as it was in fact.
 STATED = {
@@ -89,16 +90,14 @@ def changes(own: Facts, other: Facts) -> list[str]:
 
 def loss_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the meaning of val/loss: the data and the objective; not the network or how it is trained."""
-    data = _less(mapping(config.get("data")), ("batch_size", "val_batch_size", "resident_max", "num_workers", "seed",
-                                             "random_flip"))  # fmt: skip
-    training = ("chunk_size", "channels_last", "label_drop", "penalty", "penalty_every", "n_critic", "critic_lr_scale")
+    left = without({node: mapping(config.get(node)) for node in ("model", "data")}, LOSS_NEUTRAL)
     networks = ("genlab.networks.", "diffusers.", "transformers.", "torch.nn.")
     model = {
         key: value
-        for key, value in _less(mapping(config.get("model")), training).items()
+        for key, value in left["model"].items()
         if not str(mapping(value).get(TARGET, "")).startswith(networks)
     }
-    return {"model": model, "data": data}
+    return {"model": model, "data": left["data"]}
 
 
 def described(nodes: Sequence[Any], owners: Sequence[Owner], joined: Callable[[list[Owner]], str]) -> list[str]:
