@@ -1,7 +1,9 @@
-"""Row 37 of the faults: a session that is told to end, late or by its terminal, and what killed processes leave."""
+"""Rows 33 and 35 to 37 of the faults: locks, links, late signals, terminals that go, what killed processes leave."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,9 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Begun, command, train_arguments
+from commands import Begun, command, runs_in, train_arguments
 from test_faults_runs import ALLOW, arguments, children, long_run, seen, status
 
+from genlab import files, load_run
+from genlab.errors import ConfigError
+from genlab.runs.directory import create_run, find_unfinished
 from genlab.runs.temporary import temporary_folder
 
 
@@ -65,6 +70,9 @@ def test_nohup(tmp_path: Path) -> None:
 
 HOLDS = """
 import sys, time
+from genlab import files, load_run
+from genlab.errors import ConfigError
+from genlab.runs.directory import create_run, find_unfinished
 from genlab.runs.temporary import temporary_folder
 with temporary_folder() as variables:
     open(variables["TMPDIR"] + "/socket", "w").close()
@@ -103,3 +111,73 @@ def test_a_killed_rank_ends_the_others_soon(tmp_path: Path, rank: int) -> None:
     began = time.monotonic()
     begun.end().line(1, f"rank {rank} was killed by signal 9")
     assert time.monotonic() - began < 15, "more than twice what it has"
+
+
+@pytest.mark.faults(35)
+def test_a_kill_with_loader_workers_and_the_same_command_at_once(tmp_path: Path) -> None:
+    """The loaders live for seconds after their parent; they do not hold the run, and the command goes on with it."""
+    loaders = ("data.num_workers=2", "data.resident_max=0", "schedule.save_every=32")
+    begun = long_run(tmp_path, *loaders)
+    begun.until(lambda: seen(tmp_path) >= 64)
+    begun.process.kill()
+    begun.process.join()
+    again = long_run(tmp_path, *loaders)
+    again.until(lambda: "continues" in again.output())
+    again.signal(signal.SIGTERM)
+    assert again.end().code == 143
+    assert len(runs_in(tmp_path)) == 1
+
+
+@pytest.mark.faults(26)
+def test_a_run_in_use_is_named(tmp_path: Path) -> None:
+    """A second command of the same configuration begins a run of its own, and says why."""
+    first = long_run(tmp_path)
+    first.until(lambda: seen(tmp_path) >= 8)
+    second = tmp_path / "second"
+    second.mkdir()
+    begun = Begun(
+        arguments(tmp_path, "schedule.max_samples=200000", "schedule.eval_every=0"),
+        second,
+        ALLOW | {"GENLAB_RUNS": str(tmp_path / "runs")},
+    )
+    begun.until(lambda: f"is in use by process {first.process.pid}" in begun.output())
+    begun.until(lambda: len(runs_in(tmp_path)) == 2)
+    for process in (begun, first):
+        process.signal(signal.SIGTERM)
+        assert process.end().code == 143
+
+
+@pytest.mark.faults(33)
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "samples"])
+def test_links_in_a_run(name: str, tmp_path: Path) -> None:
+    """Nothing is written through them; what they lead to stays as it is."""
+    run = create_run(tmp_path / "runs", "x", "0" * 16)
+    run.config.write_text("name: x\n")
+    target = tmp_path / "target"
+    target.write_text("mine\n")
+    if (run.path / name).is_dir():
+        (run.path / name).rmdir()
+    (run.path / name).symlink_to(target)
+    with pytest.raises(ConfigError, match=rf"{name} is a symbolic link"), run.lock():
+        raise AssertionError("not reached")
+    with pytest.raises(ConfigError, match=rf"{name} is a symbolic link"):
+        load_run(run.path)
+    assert target.read_text() == "mine\n"
+
+
+@pytest.mark.faults(36)
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    files._say_unlocked.cache_clear()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run = create_run(tmp_path, "x", "digest")
+    with run.lock():
+        assert run.left_by is None
+    found = find_unfinished(tmp_path, "digest")
+    assert found is not None
+    assert capsys.readouterr().err.count("has no locks") == 1
+    files._say_unlocked.cache_clear()

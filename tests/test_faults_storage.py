@@ -107,7 +107,7 @@ def test_a_killed_session_is_reported_at_the_next_start(tmp_path: Path) -> None:
     os.kill(killed.pid or 0, signal.SIGKILL)  # its worker dies with it
     killed.join()
     deadline = time.monotonic() + 20
-    while run.locked():
+    while run.holder() is not None:
         assert time.monotonic() < deadline, "the worker outlives its parent"
         time.sleep(0.02)
     seen = run.status()["samples"]

@@ -142,14 +142,14 @@ def test_lock_names_its_holder_and_is_free_after_a_kill(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"held\n"
-    assert run.locked()
+    assert run.holder() is not None
     with pytest.raises(ConfigError, match=str(child.pid)), run.lock():
         raise AssertionError("not reached")
     child.kill()
     child.wait()
-    assert not run.locked()
+    assert run.holder() is None
     with run.lock():
-        assert run.locked()
+        assert run.holder() is not None
 
 
 def test_unfinished_run_is_found_by_its_configuration(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,31 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def take_lock(descriptor: int) -> bool:
+    """Whether this process holds the lock of an open file now; it never waits.
+
+    True as well on a file system without locks (some network file systems): a line says so, once.
+
+    Raises:
+        OSError: the file cannot be locked for another reason.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        _say_unlocked()
+    return True
+
+
+@functools.cache
+def _say_unlocked() -> None:
+    words = "this file system has no locks: see to it that no two commands work on one run or data set"
+    print(f"genlab: warning: {words}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds a lock file, one process at a time; the system releases it if the holder dies.
@@ -81,13 +109,11 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(descriptor):
             waiting()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -113,6 +113,7 @@ def load_run(
         CheckpointError: the checkpoint is damaged.
     """
     directory = find_run(str(run), Path(runs_dir or os.environ.get("GENLAB_RUNS", "runs")))
+    directory.refuse_links()
     config = load_config(directory)
     check_ranges(config)
     try:

@@ -82,6 +82,11 @@ def train(config: DictConfig) -> Outcome | None:
     return Outcome.of(result["value"], str(run.path), result.get("pruned", False))
 
 
+def say_in_use(run: RunDirectory, holder: str) -> None:
+    """One line on a run of the same configuration that another command works on."""
+    print(f"{run.path} is in use by process {holder}; this command does not go on with it", file=sys.stderr, flush=True)
+
+
 def say_killed(run: RunDirectory) -> None:
     """One line on the last session, whose lock says that it ended without a word."""
     samples = run.status().get("samples", 0)
@@ -162,7 +167,7 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     digest = config_hash(plain)
     if resume not in ("auto", "never"):
         return continue_run(find_run(resume, runs_dir), plain)
-    run = find_unfinished(runs_dir, digest) if resume == "auto" else None
+    run = find_unfinished(runs_dir, digest, say_in_use) if resume == "auto" else None
     if run is not None:
         samples = run.status().get("samples", 0)
         print(f"continues {run.path} from {samples:,} samples (resume=never starts anew)", file=sys.stderr, flush=True)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from genlab.errors import ConfigError, StorageError
-from genlab.files import folder_or_cached, read_json, write_json
+from genlab.files import folder_or_cached, read_json, take_lock, write_json
 from genlab.runs.keys import EXECUTION, without
 
 State = Literal["starting", "running", "finished", "failed", "preempted", "interrupted", "pruned"]
@@ -73,25 +72,24 @@ class RunDirectory:
         The kernel frees the lock when the last of them is gone, however they died: it cannot be left stale.
 
         Raises:
-            ConfigError: another process holds it, and is named; or the run cannot be written.
+            ConfigError: another process holds it, and is named; or the run cannot be written, or not in its place.
         """
+        self.refuse_links()
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             if not os.access(self.path, os.W_OK | os.X_OK):
                 os.close(descriptor)
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise self._not_writable(error) from error
-        holder = os.read(descriptor, 64).decode(errors="replace").strip()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        before = _holder(descriptor)
+        if not _take(descriptor):
             os.close(descriptor)
-            holder = holder or "unknown"
             raise ConfigError(
-                f"run {self.path} is in use by process {holder}. Wait for it, stop it, or start anew with resume=never."
-            ) from error
-        self.left_by = holder or None
+                f"run {self.path} is in use by process {before or 'unknown'}. Wait for it, stop it, or start anew with "
+                "resume=never."
+            )
+        self.left_by = before or None
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -100,26 +98,67 @@ class RunDirectory:
             os.ftruncate(descriptor, 0)  # what is left standing was killed
             os.close(descriptor)
 
+    def refuse_links(self) -> None:
+        """Refuses a run in which a symbolic link stands where files are written: they would land outside of it.
+
+        Raises:
+            ConfigError: one does.
+        """
+        for name in ("lock", "metrics.jsonl", "samples", "evaluation", "ranks"):
+            if (path := self.path / name).is_symlink():
+                raise ConfigError(f"{path} is a symbolic link, through which a run is not written: remove it.")
+
     def _not_writable(self, error: OSError) -> ConfigError:
         return ConfigError(
             f"run {self.path} cannot be written: {error.strerror}. Make it writable, or start anew with resume=never."
         )
 
-    def locked(self) -> bool:
-        """Whether some process holds the run now."""
+    def holder(self) -> str | None:
+        """The process that holds the run now, or is about to; None where none does.
+
+        Raises:
+            ConfigError: the run cannot be written.
+        """
+        self.refuse_links()
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
+        except FileNotFoundError:  # its command has just made it, or was killed before it began
+            begun_by = str(self.status().get("begun_by", ""))
+            return begun_by if begun_by != str(os.getpid()) and _alive(begun_by) else None
         except OSError as error:
             raise self._not_writable(error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            return None if _take(descriptor) else _holder(descriptor) or "unknown"
         finally:
             os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """The process id in an open lock file, or ""."""
+    return os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this machine works: one that has ended and is not yet waited for does not."""
+    try:
+        os.kill(int(pid), 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except PermissionError:  # another user's
+        return True
+    except (ValueError, ProcessLookupError):
         return False
+    except OSError:  # no /proc
+        return True
+
+
+def _take(descriptor: int, patience_s: float = 10.0) -> bool:
+    """Whether the lock is held by this process now; waits for a holder that is dead, whose children may yet end."""
+    deadline = time.monotonic() + patience_s
+    while not take_lock(descriptor):
+        if _alive(_holder(descriptor)) or time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def create_run(runs_dir: Path, name: str, digest: str) -> RunDirectory:
@@ -135,7 +174,7 @@ def create_run(runs_dir: Path, name: str, digest: str) -> RunDirectory:
         folder.mkdir(parents=True)
         for part in ("checkpoints", "samples", "evaluation"):
             (folder / part).mkdir()
-        run.set_status("starting", config_hash=digest, samples=0)
+        run.set_status("starting", config_hash=digest, samples=0, begun_by=os.getpid())
     except (OSError, StorageError) as error:
         raise ConfigError(
             f"runs_dir: cannot write {folder}: {error}. Choose a folder of yours with runs_dir=DIR."
@@ -149,17 +188,24 @@ def list_runs(runs_dir: Path) -> list[RunDirectory]:
     return [RunDirectory(path) for _, path in sorted(found)]
 
 
-def find_unfinished(runs_dir: Path, digest: str) -> RunDirectory | None:
+def find_unfinished(
+    runs_dir: Path, digest: str, in_use: Callable[[RunDirectory, str], None] = lambda run, holder: None
+) -> RunDirectory | None:
     """The latest run with this config hash that is neither finished nor pruned nor in use, or None.
+
+    Args:
+        in_use: told of each later one that is in use, and by which process.
 
     Raises:
         ConfigError: there is one, but it cannot be written.
     """
     for run in reversed(list_runs(runs_dir)):
         status = run.status()
-        ended = status.get("state") in ("finished", "pruned")
-        if status.get("config_hash") == digest and not ended and not run.locked():
-            return run
+        if status.get("config_hash") == digest and status.get("state") not in ("finished", "pruned"):
+            holder = run.holder()
+            if holder is None:
+                return run
+            in_use(run, holder)
     return None
 
 

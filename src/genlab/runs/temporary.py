@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from genlab.files import take_lock
 
 PREFIX = "genlab-tmp-"
 
@@ -38,7 +40,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Raises OSError where another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not take_lock(descriptor):
+            raise BlockingIOError(errno.EWOULDBLOCK, "in use")
         yield
     finally:
         os.close(descriptor)

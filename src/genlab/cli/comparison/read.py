@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from genlab.cli.comparison.numbers import clean
+from genlab.errors import ConfigError
 from genlab.runs.directory import RunDirectory
 
 WHILE_TRAINING = re.compile(r"-\d{9}$")  # records of EvaluateWhileTraining; their values are rows of metrics.jsonl
@@ -143,8 +144,8 @@ def _state(directory: RunDirectory, run: Run) -> None:
 
 def _abandoned(directory: RunDirectory) -> bool:
     try:
-        return not directory.locked()
-    except OSError:  # somebody else's run: whether it is in use cannot be known
+        return directory.holder() is None
+    except (ConfigError, OSError):  # somebody else's run: whether it is in use cannot be known
         return False
 
 
