@@ -8,8 +8,10 @@ import math
 import os
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -363,6 +365,43 @@ def test_what_is_damaged_is_shown_with_its_state(make: Maker, tmp_path: Path, ca
     assert f"bad: evaluation/{FID}.json: not readable JSON" in out
     assert "gone: config.yaml: No such file or directory" in out
     assert [len(entry.runs) for entry in compared(good, bad, gone).entries] == [1, 1, 1]
+
+
+def png_bomb() -> bytes:
+    """60,000 x 60,000 pixels in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.faults(39)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", b"a0: &a0 [x]\n" + b"".join(b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9))
+                                                   for i in range(1, 30))),
+        ("config.yaml", b"a: " + b"[" * 100_000),
+        ("metrics.jsonl", b"[" * 1_000_000),
+        ("metrics.jsonl", b'{"samples": 1' + b"0" * 4000 + b', "val/loss": 1e999, "x": 1' + b"0" * 400 + b"}"),
+        ("evaluation/x.json", b'{"a":' * 100_000),
+        ("status.json", b"[" * 1_000_000),
+        ("samples/final.png", png_bomb()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_damaged_run_does_not_take_the_others_along(
+    make: Maker, tmp_path: Path, capsys: Any, name: str, content: bytes
+) -> None:
+    good, bad = make("good", seed=0), make("bad", seed=1)
+    (bad / name).parent.mkdir(exist_ok=True)
+    (bad / name).write_bytes(content)
+    assert main([str(good), str(bad), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "good" in page
+    assert "bad" in page + capsys.readouterr().out
 
 
 def test_a_run_whose_process_died_is_not_called_running(make: Maker) -> None:

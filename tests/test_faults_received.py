@@ -18,11 +18,12 @@ from runs import new_run, small_run, work
 
 from genlab import load_run
 from genlab.cli import targets
+from genlab.cli.build import load_weights
 from genlab.cli.compose import literal, load_yaml
-from genlab.cli.hydra_main import _readable
+from genlab.cli.hydra_main import _readable, complain
 from genlab.conditions import Condition, read_conditions
 from genlab.data.text import CharacterText
-from genlab.errors import ConfigError
+from genlab.errors import CheckpointError, ConfigError
 from genlab.runs.directory import RunDirectory, create_run, find_unfinished, list_runs
 
 TOUCH = "{_target_: subprocess.check_output, args: [touch, marker]}"
@@ -198,3 +199,37 @@ def test_a_stored_configuration_keeps_numbers(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1e-3\nb: ${x}\n")
     config = load_yaml(tmp_path / "config.yaml")
     assert (config.a, config.b) == (0.001, "${x}")
+
+
+ODD = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "qint8": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    "meta": lambda weight: weight.to("meta"),
+    "not finite": lambda weight: torch.full_like(weight, torch.nan),
+    "complex64, not float32": lambda weight: weight.to(torch.complex64),
+    "bool, not float32": torch.Tensor.bool,
+    "int8, not float32": torch.Tensor.char,
+}
+
+
+@pytest.mark.faults(38)
+@pytest.mark.parametrize("kind", ODD)
+def test_weights_of_odd_kinds(trained: RunDirectory, kind: str) -> None:
+    """A right name and shape, and yet no weights."""
+    model = load_run(trained.path).model
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    name = next(name for name, value in state.items() if value.ndim == 2 and value.is_floating_point())
+    state[name] = ODD[kind](state[name])
+    with pytest.raises(CheckpointError, match=rf"x\.ckpt: {name} is .*{kind}"):
+        load_weights(model, {"state_dict": state, "samples": 0, "updates": 0}, "raw", Path("x.ckpt"))
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    load_weights(model, {"state_dict": half, "samples": 0, "updates": 0}, "raw", Path("x.ckpt"))
+
+
+@pytest.mark.faults(38)
+def test_names_do_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(CheckpointError("\x1b]0;evil\x07\x1b[31m weights\u202e\ud800 are absent\nsecond line"))
+    line = capsys.readouterr().err
+    assert line.startswith("genlab: error: ")
+    assert line.count("\n") == 1
+    assert all(character.isprintable() for character in line[:-1])

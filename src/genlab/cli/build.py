@@ -177,12 +177,33 @@ def _ema(checkpoint: dict[str, Any], where: Path) -> dict[str, Tensor]:
     return _tensors(tracks.get("ema") if isinstance(tracks, dict) else None, where)
 
 
+def _check_kind(name: str, weight: Tensor, own: Tensor, where: Path) -> None:
+    """CheckpointError for a tensor that has the right shape and yet is no weight of the model."""
+    odd = ""
+    if weight.layout is not torch.strided or weight.is_quantized:
+        odd = f"{weight.layout if weight.layout is not torch.strided else weight.dtype}".removeprefix("torch.")
+    elif weight.is_meta:
+        odd = "without values (meta)"
+    elif (weight.is_floating_point(), weight.is_complex(), weight.dtype is torch.bool) != (
+        own.is_floating_point(),
+        own.is_complex(),
+        own.dtype is torch.bool,
+    ):
+        odd = f"of {weight.dtype}, not {own.dtype}".replace("torch.", "")
+    elif weight.is_floating_point() and not torch.isfinite(weight.float()).all():
+        odd = "not finite"
+    if odd:
+        raise CheckpointError(f"{where}: {name} is {odd}: these are no weights to load")
+
+
 def _compare(state: dict[str, Tensor], own: dict[str, Tensor], where: Path, what: str = "") -> None:
-    """ConfigError with the first three of the names whose shapes differ."""
+    """ConfigError with the first three of the names whose shapes differ; CheckpointError for odd kinds of weights."""
     names = [
         n for n in dict.fromkeys([*own, *state]) if n not in state or n not in own or state[n].shape != own[n].shape
     ]
     if not names:
+        for name, weight in state.items():
+            _check_kind(name, weight, own[name], where)
         return
 
     def shape(of: dict[str, Tensor], name: str) -> str:

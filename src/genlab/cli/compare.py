@@ -18,10 +18,10 @@ from genlab.cli.comparison.compared import Comparison, compare
 from genlab.cli.comparison.curves import draw, series
 from genlab.cli.comparison.entries import Cell, Value
 from genlab.cli.comparison.find import find_runs
-from genlab.cli.comparison.numbers import clean
 from genlab.cli.comparison.page import page
 from genlab.cli.comparison.read import Run, read_run
 from genlab.cli.comparison.text import lines
+from genlab.cli.problem import one_line
 from genlab.errors import GenlabError, StorageError
 from genlab.files import write_bytes, write_json
 
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = args.out or _default_folder(args.runs_dir)
         files = write(made, folder, args.x)
     except GenlabError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     width = max(60, shutil.get_terminal_size((120, 24)).columns)
     try:
-        print("\n".join([*lines(made, width), "", *(f"see  {clean(str(path))}" for path in files)]), flush=True)
+        print("\n".join([*lines(made, width), "", *(f"see  {one_line(str(path))}" for path in files)]), flush=True)
     except BrokenPipeError:  # `| head` has read enough; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -179,11 +179,11 @@ def _run(run: Run, values: dict[str, Value]) -> dict[str, Any]:
 def _json(value: Any) -> Any:
     """What is not finite becomes null, what cannot be UTF-8 is replaced, anything that JSON lacks becomes text."""
     if isinstance(value, dict):
-        return {clean(str(key)): _json(inner) for key, inner in value.items()}
+        return {one_line(str(key)): _json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_json(inner) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return clean(value)
-    return value if value is None or isinstance(value, int) else clean(str(value))
+        return one_line(value)
+    return value if value is None or isinstance(value, int) else one_line(str(value))

@@ -46,7 +46,7 @@ def compose_config(folder: str | Path, entry: str = "train", overrides: Sequence
     return OmegaConf.create(plain)
 
 
-def _refuse_bombs(text: str, path: Path) -> None:
+def refuse_bombs(text: str, path: Path) -> None:
     """Aliases and endless nesting: GenLab writes neither, and a few lines of them can take any memory or time."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -75,7 +75,7 @@ def load_yaml(path: Path) -> DictConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_bombs(text, path)
+        refuse_bombs(text, path)
         config = OmegaConf.create(literal(yaml.load(text, get_yaml_loader())))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error

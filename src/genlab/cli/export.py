@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from genlab.cli.card import model_card, provenance
 from genlab.cli.load import LoadedRun, load_run
+from genlab.cli.problem import one_line
 from genlab.cli.redact import redact
 from genlab.data.vocabulary import END
 from genlab.errors import ConfigError, expected
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         known = expected(error)
         if known is None:
             raise
-        print(f"genlab: error: {redact(str(known))}", file=sys.stderr)
+        print(f"genlab: error: {one_line(redact(str(known)))}", file=sys.stderr)
         return known.exit_code
     print(f"{chosen['out']}: load_run({chosen['out']!r}), or sample.py run={chosen['out']}")
     if chosen["format"] == "transformers":

@@ -31,7 +31,9 @@ class Problem(ConfigError):
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    """One line that any terminal and any UTF-8 file takes: control characters and lone surrogates are replaced."""
+    text = " ".join(text.split()).encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def leaves(value: Any, key: str = "") -> Iterable[str]:

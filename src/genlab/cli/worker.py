@@ -28,6 +28,7 @@ def main(task: str, folder: str) -> int:
     several workers that GenLab has started, the line goes to FOLDER/ranks/RANK.json, and the parent prints the cause.
     """
     _die_with_parent()
+    from genlab.cli.problem import one_line
     from genlab.cli.ranks import place
     from genlab.cli.redact import redact
     from genlab.cli.targets import settle
@@ -67,7 +68,7 @@ def main(task: str, folder: str) -> int:
             code = 1
             message = f"{type(error).__name__}: {error}".split("\n")[0]
     ignore_all()
-    message = redact(message)
+    message = one_line(redact(message))
     if task == "train" and here.rank == 0:
         from genlab.runs.directory import RunDirectory
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from genlab.cli.comparison.differences import ABSENT, overrides, same
 from genlab.cli.comparison.entries import Cell, Entry, Value, cell, make_entries, summarise
-from genlab.cli.comparison.numbers import clean, shown
+from genlab.cli.comparison.numbers import shown
 from genlab.cli.comparison.protocols import described, loss_facts, mapping
 from genlab.cli.comparison.read import Run
+from genlab.cli.problem import one_line
 from genlab.errors import ConfigError
 
 LOSS = "val/loss"
@@ -66,7 +67,7 @@ def compare(runs: Sequence[Run], grouping: bool = True, metrics: Sequence[str] =
     found = overrides([entry.config for entry in with_config], seeds=not grouping) if with_config else {}
     for key, values in found.items():
         by_number = {e.number: "" if v is ABSENT else shown(v) for e, v in zip(with_config, values, strict=True)}
-        made.overrides[clean(key)] = [by_number.get(entry.number, "") for entry in entries]
+        made.overrides[one_line(key)] = [by_number.get(entry.number, "") for entry in entries]
     _choose(made, metrics)
     for name in made.columns:
         _column(made, name)
@@ -151,7 +152,7 @@ def _plain(values: Sequence[float | None]) -> Cell:
 def _owned(made: Comparison, name: str) -> list[tuple[Owner, Value]]:
     """The values of one name that come from records, each with the entry and run that it belongs to."""
     return [
-        ((entry.number, clean(str(run.seed))), value)
+        ((entry.number, one_line(str(run.seed))), value)
         for entry, values in zip(made.entries, _values(made, name), strict=True)
         for run, value in zip(entry.runs, values, strict=True)
         if value is not None and value.value is not None and value.facts is not None
@@ -269,7 +270,7 @@ def _missing(made: Comparison) -> list[str]:
         for name in made.columns:
             one = made.cells[name][entry.number - 1]
             if one is not None and one.missing:
-                said.append(f"{entry.number}: no {name}: {clean(one.missing)}")
+                said.append(f"{entry.number}: no {name}: {one_line(one.missing)}")
         for run in entry.runs:
             recorded = {name for record in run.records for name in record.data["values"]}
             lost = [n for n in run.curves if n.startswith("test/") and n.removeprefix("test/") not in recorded]

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genlab.cli.comparison.differences import group_key
-from genlab.cli.comparison.numbers import clean, shown
+from genlab.cli.comparison.numbers import shown
 from genlab.cli.comparison.protocols import Facts, changes, facts, mapping
 from genlab.cli.comparison.read import Record, Run
+from genlab.cli.problem import one_line
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Entry:
     def name(self) -> str:
         if not self.grouped:
             return self.runs[0].name
-        return f"{clean(str(self.config.get('name', 'group')))}, n={len(self.runs)}"
+        return f"{one_line(str(self.config.get('name', 'group')))}, n={len(self.runs)}"
 
     @property
     def label(self) -> str:
@@ -58,7 +59,7 @@ class Entry:
 
     @property
     def seeds(self) -> str:
-        return ", ".join(clean(str(run.seed)) for run in self.runs)
+        return ", ".join(one_line(str(run.seed)) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def values_of(run: Run) -> dict[str, Value]:
         for name, number in record.data["values"].items():
             value, floor = finite(number), finite(floors.get(name))
             decided = facts(record.data, name)
-            why = "" if value is not None else clean(str(missing.get(name, "no finite number")))
+            why = "" if value is not None else one_line(str(missing.get(name, "no finite number")))
             made = Value(value, record, decided, floor, why)
             if name not in found:
                 found[name] = made
@@ -151,7 +152,7 @@ def _from(record: Record, own: Record | None) -> list[str]:
         checkpoints.append(str(mapping(data.get("context")).get("checkpoint") or "last.ckpt").removesuffix(".ckpt"))
         seeds.append(mapping(mapping(data.get("generated")).get("seeds")).get("seed"))
     if checkpoints[0] != checkpoints[1]:
-        words.append(f"checkpoint={clean(checkpoints[0])}")
+        words.append(f"checkpoint={one_line(checkpoints[0])}")
     if seeds[0] != seeds[1]:
         words.append(f"seed={shown(seeds[0])}")
     return words

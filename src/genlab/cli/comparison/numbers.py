@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+from genlab.cli.problem import one_line
+
 NONE = "-"  # nothing there
 
 
@@ -49,13 +51,7 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, str):
         digest = len(value) == 64 and all(c in "0123456789abcdef" for c in value)
-        return value[:12] if digest else clean(value)
+        return value[:12] if digest else one_line(value)
     if isinstance(value, bool | list | dict):
-        return clean(json.dumps(value, ensure_ascii=False, default=str))
+        return one_line(json.dumps(value, ensure_ascii=False, default=str))
     return str(value)
-
-
-def clean(text: str) -> str:
-    """One line that any terminal and any UTF-8 file takes: control characters and lone surrogates are replaced."""
-    text = " ".join(text.split()).encode("utf-8", "replace").decode()
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

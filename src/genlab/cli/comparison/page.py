@@ -10,12 +10,15 @@ from pathlib import Path
 
 from genlab.cli.comparison.compared import Comparison
 from genlab.cli.comparison.entries import Cell, Entry
-from genlab.cli.comparison.numbers import clean, number
+from genlab.cli.comparison.numbers import number
 from genlab.cli.comparison.read import Run
 from genlab.cli.comparison.text import grid, members
+from genlab.cli.problem import one_line
+from genlab.errors import DataError, unreadable
 
 LARGEST = 2_000_000  # bytes of a picture that is embedded as it is; larger ones are made smaller
 SIDE = 1024  # pixels, then
+PIXELS = 1 << 26  # of a picture that is read at all: a small file can hold any number
 TEXT = 1500  # characters of sampled text that are shown
 FIGURES = 24  # pictures in a page; with more of them a group shows one
 ACROSS = 6  # entries that stand side by side; with more an entry is a row
@@ -142,15 +145,15 @@ def _curves(light: bytes, dark: bytes | None) -> str:
 def _figure(entry: Entry, run: Run) -> str:
     assert run.pictures is not None
     words = f"{entry.number} {run.name}: {run.pictures.name}" + (
-        f", seed {clean(str(run.seed))}" if entry.grouped else ""
+        f", seed {one_line(str(run.seed))}" if entry.grouped else ""
     )
     caption = f"<figcaption>{escape(words)}</figcaption>"
     try:
         if run.pictures.suffix == ".txt":
             return f"<figure><pre>{escape(_text(run.pictures))}</pre>{caption}</figure>"
         return f'<figure><img alt="samples" src="{_data(_png(run.pictures))}">{caption}</figure>'
-    except (OSError, ValueError) as error:
-        return f'<figure class="dim">{escape(words)}: not readable: {escape(clean(str(error)))}</figure>'
+    except (OSError, DataError) as error:
+        return f'<figure class="dim">{escape(words)}: not readable: {escape(one_line(str(error)))}</figure>'
 
 
 def _text(path: Path) -> str:
@@ -162,12 +165,15 @@ def _png(path: Path) -> bytes:
     """A PNG that browsers take, of reasonable size.
 
     Raises:
-        OSError: it cannot be read or is no picture.
+        OSError: it cannot be read.
+        DataError: it is no picture, or one of too many pixels.
     """
     from PIL import Image
 
     raw = path.read_bytes()
-    with Image.open(io.BytesIO(raw), formats=["PNG"]) as picture:
+    with unreadable(path), Image.open(io.BytesIO(raw), formats=["PNG"]) as picture:
+        if picture.width * picture.height > PIXELS:
+            raise DataError(f"{path}: {picture.width} x {picture.height} pixels")
         picture.load()
         if len(raw) <= LARGEST:
             return raw
@@ -184,7 +190,7 @@ def _data(png: bytes) -> str:
 def _paths(made: Comparison) -> str:
     rows = "".join(
         f"<tr><td>{entry.number}</td><td>{escape(run.state)}</td><td>{escape(number(run.samples))}</td>"
-        f'<td class="long" style="text-align:left">{escape(clean(str(run.path)))}</td></tr>'
+        f'<td class="long" style="text-align:left">{escape(one_line(str(run.path)))}</td></tr>'
         for entry in made.entries
         for run in entry.runs
     )

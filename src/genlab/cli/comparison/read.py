@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from genlab.cli.comparison.numbers import clean
+from genlab.cli.compose import refuse_bombs
+from genlab.cli.problem import one_line
 from genlab.errors import ConfigError
 from genlab.runs.directory import RunDirectory
 
@@ -107,16 +109,16 @@ def is_run(path: Path) -> bool:
 def read_run(path: Path) -> Run:
     """Reads a run directory, or a stored copy of its files (docs/results)."""
     directory = RunDirectory(path)
-    run = Run(path=directory.path, name=clean(directory.path.name))
+    run = Run(path=directory.path, name=one_line(directory.path.name))
     try:
         run.config = _config(directory.config, run.faults)
         run.rows = _rows(directory.metrics, run.faults)
         run.records = list(_records(directory.path, run.faults))
         run.pictures = _pictures(directory.path)
         _state(directory, run)
-    except OSError as error:  # a folder without permission, or one that went away
+    except (OSError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:  # none takes the others along
         run.state, run.finished = "not readable", False
-        run.faults.append(clean(str(error)))
+        run.faults.append(one_line(str(error)))
     return run
 
 
@@ -126,8 +128,8 @@ def _state(directory: RunDirectory, run: Run) -> None:
     counts = [status.get("samples"), *(row["samples"] for row in run.rows)]
     seen = [int(count) for count in counts if isinstance(count, int | float) and not isinstance(count, bool)]
     run.samples = max(seen, default=None)
-    run.message = clean(str(status.get("message") or ""))
-    run.state = clean(str(status.get("state") or ("no status.json" if not there else "status.json damaged")))
+    run.message = one_line(str(status.get("message") or ""))
+    run.state = one_line(str(status.get("state") or ("no status.json" if not there else "status.json damaged")))
     schedule = run.config.get("schedule")
     wanted = schedule.get("max_samples") if isinstance(schedule, dict) else None
     run.finished = run.state == "finished"
@@ -151,11 +153,13 @@ def _abandoned(directory: RunDirectory) -> bool:
 
 def _config(path: Path, faults: list[str]) -> dict[str, Any]:
     try:
-        config = _plain(yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        text = path.read_text(encoding="utf-8")
+        refuse_bombs(text, path)
+        config = _plain(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except OSError as error:
         faults.append(f"config.yaml: {error.strerror or error}")
         return {}
-    except (ValueError, RecursionError, yaml.YAMLError):
+    except (ConfigError, ValueError, RecursionError, yaml.YAMLError):
         faults.append("config.yaml: not readable YAML")
         return {}
     if not isinstance(config, dict):
@@ -188,7 +192,7 @@ def _rows(path: Path, faults: list[str]) -> list[dict[str, float]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict) and _is_number(row.get("samples")):
             rows.append({str(key): value for key, value in row.items() if _is_number(value)})
@@ -202,7 +206,8 @@ def _rows(path: Path, faults: list[str]) -> list[dict[str, float]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _records(folder: Path, faults: list[str]) -> Iterator[Record]:
@@ -212,13 +217,13 @@ def _records(folder: Path, faults: list[str]) -> Iterator[Record]:
         inside = path.relative_to(folder).as_posix()
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             if path.parent != folder:
-                faults.append(f"{clean(inside)}: not readable JSON")
+                faults.append(f"{one_line(inside)}: not readable JSON")
             continue
         if not (isinstance(data, dict) and isinstance(data.get("values"), dict) and data.get("protocol")):
             if path.parent != folder:
-                faults.append(f"{clean(inside)}: not a metric record")
+                faults.append(f"{one_line(inside)}: not a metric record")
             continue
         if not WHILE_TRAINING.search(path.stem):
             found.append(Record(inside, path.stem == data.get("name"), data))
