@@ -19,8 +19,8 @@ from runs import new_run, small_run, work
 from genlab import load_run
 from genlab.cli import targets
 from genlab.cli.build import load_weights
-from genlab.cli.compose import literal, load_yaml
 from genlab.cli.hydra_main import _readable, complain
+from genlab.cli.stored import literal, load_yaml
 from genlab.conditions import Condition, read_conditions
 from genlab.data.text import CharacterText
 from genlab.errors import CheckpointError, ConfigError

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from genlab.callbacks.conductor import seed_all
-from genlab.cli.compose import literal, load_yaml
 from genlab.cli.old_protocol import new_form
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
+from genlab.cli.stored import literal, load_yaml
 from genlab.cli.targets import check_own, instantiate
 from genlab.data.manifest import Manifest
 from genlab.data.module import DataModule

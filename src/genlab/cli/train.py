@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
-from genlab.cli.compose import literal, load_yaml
 from genlab.cli.ranks import Place, announce, forget, learn, place, start_workers
 from genlab.cli.redact import redact
+from genlab.cli.stored import literal, load_yaml
 from genlab.cli.sweep import Outcome, WorkerFailed
 from genlab.errors import ConfigError, Preempted
 from genlab.files import read_json, write_bytes, write_json

@@ -108,7 +108,7 @@ def _work(task: str, folder: Path) -> None:
         train_session(RunDirectory(folder))
     else:
         from genlab.cli import distributed
-        from genlab.cli.compose import load_yaml
+        from genlab.cli.stored import load_yaml
 
         distributed.run(task, load_yaml(folder / "config.yaml"), folder)
 

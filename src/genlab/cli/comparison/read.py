@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from genlab.cli.compose import refuse_bombs
 from genlab.cli.problem import one_line
+from genlab.cli.stored import refuse_bombs
 from genlab.errors import ConfigError
 from genlab.runs.directory import RunDirectory
 
