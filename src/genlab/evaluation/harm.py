@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genlab.errors import ConfigError, DataError
-from genlab.evaluation.rouge import HAN
+from genlab.evaluation.overlap import HAN
 
 
 class TextClassifier(ABC):

@@ -147,6 +147,11 @@ class Protocol:
         """Whether a metric needs "features" or the like, see Metric.needs."""
         return any(what in metric.needs for metric in self.metrics.values())
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether all metrics compare with references; where only some do, those are not applicable without."""
+        return bool(self.metrics) and all("pairs" in metric.needs for metric in self.metrics.values())
+
     def check(self, model: Any, data: Any, modality: str, maker: str = "the model makes") -> None:
         """Refuses, before anything is trained or generated, what the model, the data or the condition cannot give.
 

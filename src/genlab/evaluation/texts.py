@@ -40,7 +40,7 @@ def item_record(
         table: see evaluator.evaluate.
         examples: texts in the record.
     """
-    if judged.references is None and protocol.needs("pairs"):
+    if judged.references is None and protocol.needs_pairs:
         raise ConfigError(
             f"evaluation={protocol.name} compares with references, and these have none: give each line "
             '{"text": "...", "reference": "..."}'

@@ -113,7 +113,7 @@ class Metric(torchmetrics.Metric):
         """
         if "training_texts" in self.needs and not hasattr(data, "texts"):
             raise ConfigError(f"evaluation={protocol.name} reads the training set: say which with data=NAME")
-        if "pairs" in self.needs and model is not None and not protocol.prompt:
+        if model is not None and not protocol.prompt and protocol.needs_pairs:
             raise ConfigError(
                 f"evaluation.metrics.{self.key} compares texts with references: set evaluation.prompt to the number of "
                 "tokens of a real text that the model goes on from, whose rest is the reference"

@@ -119,10 +119,10 @@ def adapted(name: str, metric: Any) -> Metric:
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """What `compute` gave, as numbers: a dict's by its keys, several as NAME_0, NAME_1, ..."""
+    """What `compute` gave, as numbers: a dict's as NAME_KEY, several as NAME_0, NAME_1, ..."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(inner, str(key))
+            yield from _numbers(inner, f"{name}_{key}")
     elif isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.numel() > 1):
         for i, inner in enumerate(value):
             yield from _numbers(inner, f"{name}_{i}")

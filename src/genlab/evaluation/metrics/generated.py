@@ -46,7 +46,7 @@ class TextQuality(TextMetric):
         self.keep(tokenize=tokenize, sentences=sentences)
 
     def compute(self) -> dict[str, float]:
-        from genlab.evaluation.text import text_quality  # here: torchmetrics.text takes seconds
+        from genlab.evaluation.text import text_quality  # here: it takes time
 
         texts, references = self.judged.data, self.judged.references
         values, self.signatures = text_quality(texts, references, self.tokenize, self.sentences)
