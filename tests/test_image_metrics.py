@@ -320,7 +320,7 @@ def test_intra_fid() -> None:
     a[labels == 2] += 3
     parts = {c: fid(a[labels == c], b[b_labels == c]) for c in range(3)}
     assert intra_fid(a, b, labels, b_labels) == parts
-    first, second = Items(features=a, labels=labels), Items(features=b, labels=b_labels)
+    first, second = Items(features=a, condition={"label": labels}), Items(features=b, condition={"label": b_labels})
     found = measure({"intra_fid": IntraFID()}, first, second)
     values, missing = found.values, found.missing
     assert values == {
@@ -336,7 +336,7 @@ def test_intra_fid() -> None:
         assert values["intra_fid"] is None
         assert "label" in missing["intra_fid"]
     with pytest.warns(UserWarning, match="label 2: 0 generated and 100 real"):
-        measure({"intra_fid": IntraFID()}, Items(features=a, labels=labels % 2), second)
+        measure({"intra_fid": IntraFID()}, Items(features=a, condition={"label": labels % 2}), second)
 
 
 def test_memorisation() -> None:

@@ -101,7 +101,7 @@ def test_texts(tmp_path: Path) -> None:
     rows = [{"text": "一 a", "reference": "b"}, {"text": "c", "references": ["d", "e"]}]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     judged = texts_from(path, None)
-    assert judged.references == [["b"], ["d", "e"]]
+    assert judged.items.references == [["b"], ["d", "e"]]
     assert judged.read(0, 2).data == ["一 a", "c"]
     assert texts_from(path, 1).n == 1
     for line, words in (

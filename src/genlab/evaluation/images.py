@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,7 @@ class ImageEvaluation:
         seconds = time.perf_counter() - began
         images = rows.pop("image", None)
         dimensions = from_first_rank(lambda: rows["features"].shape[1] if "features" in rows else None)
-        made = self._group(rows, None if images is None else resized(images, self.resize))
-        made.labels = judged.labels if judged.labels is not None else made.labels
+        made = self._group(rows, None if images is None else resized(images, self.resize), judged.items)
         measured = measure(protocol.metrics, made, reference)
         if drawn and world()[0] == 0:
             assert picture is not None
@@ -161,10 +161,11 @@ class ImageEvaluation:
         images = real.images(self.protocol.chunk) if self.protocol.needs("samples") and world()[0] == 0 else None
         return self._group(rows, images)
 
-    def _group(self, rows: dict[str, Tensor], images: Tensor | None) -> Items:
-        return Items(
-            images, rows.get("features"), rows.get("logits"), rows.get("labels"), self.labelled, modality=Image()
-        )
+    def _group(self, rows: dict[str, Tensor], images: Tensor | None, items: Items | None = None) -> Items:
+        """Items with their images and features; None: real ones."""
+        items = items or Items(condition={"label": rows["labels"]} if "labels" in rows else {}, modality=Image())
+        features, logits = rows.get("features"), rows.get("logits")
+        return replace(items, data=images, features=features, logits=logits, labelled=self.labelled)
 
     def _floor(self, other: RealImages, reference: Items) -> dict[str, Any]:
         """The same metrics of real images of another split, as many as were judged if there are so many."""

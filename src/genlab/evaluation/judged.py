@@ -14,14 +14,15 @@ from torch import Tensor
 
 from genlab.conditions import UNCONDITIONED
 from genlab.data.folder import Decode, ImageFiles, list_images
-from genlab.data.order import subset
 from genlab.data.readers import read_npz
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation.likelihood import Reconstructs
+from genlab.evaluation.metrics.base import Items
 from genlab.evaluation.protocol import Protocol
+from genlab.evaluation.reference import image_batch, read_items, real_items
 from genlab.files import sha256_of
-from genlab.modality import Image, Modality, Text, to_uint8
+from genlab.modality import Image, Text, to_uint8
 from genlab.samples import Samples
 
 
@@ -35,11 +36,7 @@ class Judged:
         group: items read at a time, a multiple of `unit`.
         read: (start, stop) -> items start .. stop - 1.
         facts: what made them, for the record.
-        labels: int64 [n], the classes that were asked for, or None.
-        condition: all that was asked for, n rows by the names of conditions.
-        modality: of the items; None: not known.
-        references: for text, the right answers of each item, or None.
-        prompts: for text, what each item goes on from, or None.
+        items: all that is known of them beforehand: modality, condition, prompts, references.
         split: of real images, (data, split) whose features may be in the cache.
     """
 
@@ -48,12 +45,8 @@ class Judged:
     group: int
     read: Callable[[int, int], Samples]
     facts: dict[str, Any]
-    labels: Tensor | None = None
-    references: list[list[str]] | None = None
-    prompts: list[str] | None = None
+    items: Items = field(default_factory=Items)
     split: tuple[Any, str] | None = None
-    condition: dict[str, Tensor] = field(default_factory=dict)
-    modality: Modality | None = None
 
 
 # ---- made by a model
@@ -86,20 +79,9 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     facts |= {} if draws else UNCONDITIONED
     for draw in draws.values():
         facts |= draw.facts
-    group = unit * -(-protocol.chunk // unit)
     facts |= sampling_facts(model, used)
-    return Judged(
-        protocol.n,
-        unit,
-        group,
-        read,
-        facts,
-        conditions.get("label"),
-        references,
-        shown,
-        condition=conditions,
-        modality=model.modality,
-    )
+    items = Items(prompts=shown, references=references, condition=conditions, modality=model.modality)
+    return Judged(protocol.n, unit, unit * -(-protocol.chunk // unit), read, facts, items)
 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
@@ -107,29 +89,16 @@ def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
     device = torch.device(model.device)
     if not isinstance(model, Reconstructs):
         raise ConfigError(f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct; take samples")
-    source, ids = real_items(data, protocol.reference_split, protocol.n)
+    split = protocol.reference_split
+    source, ids = real_items(data, split, protocol.n)
 
     def read(start: int, stop: int) -> Samples:
-        part = ids[start:stop]
-        raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
-        batch = data.finish({key: value.to(device) for key, value in raw.items()}, "test")
         with torch.no_grad():
-            return Samples(Image(), to_uint8(model.reconstruct(batch)[1]).cpu())
+            back = model.reconstruct(read_items(data, source, ids[start:stop], device))[1]
+        return Samples(Image(), to_uint8(back).cpu())
 
-    facts = {
-        "n": len(ids),
-        "reconstructions_of": protocol.reference_split,
-        "sha256": data.manifest.identity(protocol.reference_split),
-    }
-    return Judged(
-        len(ids),
-        1,
-        protocol.chunk,
-        read,
-        facts,
-        None if source.labels is None else source.labels[ids],
-        modality=Image(),
-    )
+    facts = {"n": len(ids), "reconstructions_of": split, "sha256": data.manifest.identity(split)}
+    return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids))
 
 
 def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
@@ -227,28 +196,20 @@ def _open_folder(path: Path) -> tuple[Source, str]:
     return ImageFiles(paths, label, decode, str(path)), digest.hexdigest()
 
 
-def real_items(data: Any, split: str, n: int | None) -> tuple[Source, Tensor]:
-    """The source of a split and the ids of n of its items (a fixed random choice; None: all)."""
-    if split not in data.manifest.splits:
-        raise ConfigError(f"samples={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
-    source = data.source(split)
-    return source, torch.from_numpy(subset(len(source), n))
-
-
 def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
     """protocol.n images of a split of a data set (or of a Folder), in the place of generated ones."""
-    source, ids = real_items(data, split, protocol.n)
+    source, ids = real_items(data, split, protocol.n, "samples")
 
     def read(start: int, stop: int) -> Samples:
-        part = ids[start:stop]
-        raw = source.batch(part, torch.zeros_like(part))
-        image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
-        return Samples(Image(), image.cpu(), {"label": raw["label"].cpu()} if "label" in raw else {})
+        return Samples(Image(), image_batch(source, ids[start:stop])["image"])
 
-    labels = source.labels
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
-    asked = None if labels is None else labels[ids]
-    return Judged(len(ids), 1, protocol.chunk, read, facts, asked, split=(data, split), modality=Image())
+    return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids), (data, split))
+
+
+def _images(source: Source, ids: Tensor) -> Items:
+    """What is known of images of a split."""
+    return Items(condition={} if source.labels is None else {"label": source.labels[ids]}, modality=Image())
 
 
 def texts_from(path: Path, n: int | None) -> Judged:
@@ -294,7 +255,7 @@ def texts_from(path: Path, n: int | None) -> Judged:
     def read(start: int, stop: int) -> Samples:
         return Samples(Text(), texts[start:stop])
 
-    return Judged(len(texts), 1, len(texts), read, facts, references=references or None, modality=Text())
+    return Judged(len(texts), 1, len(texts), read, facts, Items(references=references or None, modality=Text()))
 
 
 def _encodable(text: str) -> bool:

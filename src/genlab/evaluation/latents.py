@@ -15,9 +15,9 @@ from torch import Tensor
 from genlab import noise
 from genlab.conditions import Label
 from genlab.drawing import save_grid
-from genlab.evaluation.judged import real_items
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.pictures import save_map
+from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import to_uint8
 
 STEPS = 10  # images of an interpolation or a traversal
@@ -87,8 +87,7 @@ class Panels:
     def batch(self, count: int) -> dict[str, Tensor]:
         """The same validation items each time."""
         source, ids = real_items(self.data, "val", count)
-        raw = {"id": ids, "position": ids, **source.batch(ids, torch.zeros_like(ids))}
-        return self.data.finish({key: value.to(self.device) for key, value in raw.items()}, "test")
+        return read_items(self.data, source, ids, self.device)
 
     # ---- the pictures; each says whether there is one
 

@@ -32,8 +32,7 @@ class Items:
         data: uint8 images [N, C, H, W], N texts, or what else their modality has; of given items, rows of numbers.
         features: float32 [N, D] of the protocol's extractor.
         logits: float32 [N, K], likewise.
-        labels: int64 [N]: of generated items those asked for, of real ones their own.
-        condition: all that generated items were asked to be, N rows by the names of conditions.
+        condition: what generated items were asked to be, or real ones are, N rows by the names of conditions.
         modality: of the items; None: not known.
         labelled: whether the classes of the logits are the labels.
         prompts: what each text goes on from.
@@ -43,12 +42,16 @@ class Items:
     data: Any = None
     features: Tensor | None = None
     logits: Tensor | None = None
-    labels: Tensor | None = None
     labelled: bool = True
     prompts: list[str] | None = None
     references: list[list[str]] | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict)
     modality: Modality | None = None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [N], or None."""
+        return self.condition.get("label")
 
 
 class Metric(torchmetrics.Metric):
@@ -219,10 +222,9 @@ def _one(metric: Metric, name: str, judged: Items, reference: Items | None) -> t
     return values, missing, *extra
 
 
-def no_split(data: Any, split: str) -> ConfigError:
+def no_split(data: Any, split: str, key: str = "evaluation.reference_split") -> ConfigError:
     """That a data set has no such split, and which it has."""
-    known = ", ".join(data.manifest.splits)
-    return ConfigError(f"evaluation.reference_split={split}: {data.manifest.name} has only {known}")
+    return ConfigError(f"{key}={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
 
 
 def target_of(kind: type) -> str:
