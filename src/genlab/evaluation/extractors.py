@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from genlab.errors import CheckpointError, ConfigError
 from genlab.evaluation.classifier import SmallCNN
-from genlab.evaluation.hub_extractors import clip, dinov2
-from genlab.evaluation.inception import inception_v3, inception_v3_fast
+from genlab.evaluation.hub_extractors import KINDS, hub_extractor
+from genlab.evaluation.inception import inception_v3
 from genlab.evaluation.network_extractor import EXTRACTORS, Extractor, NetworkExtractor, exact_float32
 from genlab.files import sha256_of
 
@@ -49,9 +49,8 @@ EXTRACTORS.update({
     "mnist-cnn": classifier,
     "fashion-cnn": classifier,
     "inception-v3-compat": inception_v3,
-    "inception-v3-compat-fast": inception_v3_fast,
-    "dinov2": dinov2,
-    "clip": clip,
+    "inception-v3-compat-fast": inception_v3,
+    **dict.fromkeys(KINDS, hub_extractor),
 })  # fmt: skip
 
 

@@ -63,66 +63,46 @@ class _Vision(nn.Module):
         return (getattr(self.network(pixel_values=self.pixels(images)), self.output),)
 
 
-def dinov2(name: str, batch: int | None, device: torch.device | str, path: str | None = None) -> NetworkExtractor:
-    """DINOv2's class token after the last layer norm, as in FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675).
-
-    Images of any size are resized to 224x224, bicubic and antialiased, and normalised as ImageNet's.
-
-    Args:
-        name: see load_extractor.
-        batch: see load_extractor.
-        device: see load_extractor.
-        path: folder with config.json and model.safetensors of a Dinov2Model (the paper: dinov2-large).
-
-    Raises:
-        ConfigError: no folder is given, or it is not such a model.
-    """
-    from transformers import Dinov2Model
-
-    network, digest, _ = _load(name, path, Dinov2Model, ("dinov2",))
-    vision = _Vision(network, "pooler_output", DINOV2_SIZE, False, IMAGENET)
-    resize = f"to {DINOV2_SIZE}x{DINOV2_SIZE}, bicubic, antialiased (inside the extractor)"
-    return NetworkExtractor(
-        name, vision, digest, channels=3, size=None, resize=resize, has_logits=False, batch=batch or 50, device=device
-    )
+# Class of transformers, its model_type, which output is the features; size, crop and moments of _Vision.
+KINDS: dict[str, tuple[str, tuple[str, ...], str, int | None, bool, Any]] = {
+    "dinov2": ("Dinov2Model", ("dinov2",), "pooler_output", DINOV2_SIZE, False, IMAGENET),
+    "clip": ("CLIPVisionModelWithProjection", ("clip", "clip_vision_model"), "image_embeds", None, True, CLIP),
+}
 
 
-def clip(name: str, batch: int | None, device: torch.device | str, path: str | None = None) -> NetworkExtractor:
-    """CLIP's projected image embedding, not normalised (Radford et al. 2021, arXiv 2103.00020).
+def hub_extractor(
+    name: str, batch: int | None, device: torch.device | str, path: str | None = None
+) -> NetworkExtractor:
+    """ "dinov2": DINOv2's class token after the last layer norm, as in FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675;
+    theirs is dinov2-large). Images of any size are resized to 224x224, bicubic and antialiased, and normalised as
+    ImageNet's.
 
-    The shorter side is resized to the model's size, bicubic and antialiased, and the middle cut out.
+    "clip": CLIP's projected image embedding, not normalised (Radford et al. 2021, arXiv 2103.00020). The shorter side
+    is resized to the model's size, bicubic and antialiased, and the middle cut out.
 
     Args:
         name: see load_extractor.
         batch: see load_extractor.
         device: see load_extractor.
-        path: folder with config.json and model.safetensors of a CLIPModel or CLIPVisionModelWithProjection.
+        path: folder with config.json and model.safetensors of a Dinov2Model, a CLIPModel or its vision part.
 
     Raises:
         ConfigError: no folder is given, or it is not such a model.
     """
-    from transformers import CLIPVisionModelWithProjection
+    import transformers
 
-    network, digest, config = _load(name, path, CLIPVisionModelWithProjection, ("clip", "clip_vision_model"))
-    size = int(config.image_size)
-    vision = _Vision(network, "image_embeds", size, True, CLIP)
-    resize = f"shorter side to {size}, bicubic, antialiased, centre cut out (inside the extractor)"
-    return NetworkExtractor(
-        name, vision, digest, channels=3, size=None, resize=resize, has_logits=False, batch=batch or 50, device=device
-    )
-
-
-def _load(name: str, path: str | None, kind: Any, types: tuple[str, ...]) -> tuple[nn.Module, str, Any]:
-    """The model in eval mode and float32, the sha256 of its weights, and its config.
-
-    Raises:
-        ConfigError: see dinov2, clip.
-    """
+    kind, types, output, size, crop, moments = KINDS[name]
     if not path:
         raise ConfigError(
-            f"evaluation.extractor={name}: set evaluation.extractor.path to the folder of a Hugging Face "
-            f"{kind.__name__} (config.json and {WEIGHTS}); nothing is downloaded"
+            f"evaluation.extractor={name}: set evaluation.extractor.path to the folder of a Hugging Face {kind} "
+            f"(config.json and {WEIGHTS}); nothing is downloaded"
         )
     where = f"evaluation.extractor={name} evaluation.extractor.path={path}"
-    network: Any = load_folder(Path(path), kind, where, types)
-    return network, sha256_of(Path(path) / WEIGHTS), network.config
+    network: Any = load_folder(Path(path), getattr(transformers, kind), where, types)
+    size = size or int(network.config.image_size)
+    resize = f"shorter side to {size}" if crop else f"to {size}x{size}"
+    resize += f", bicubic, antialiased{', centre cut out' if crop else ''} (inside the extractor)"
+    return NetworkExtractor(
+        name, _Vision(network, output, size, crop, moments), sha256_of(Path(path) / WEIGHTS),
+        channels=3, size=None, resize=resize, has_logits=False, batch=batch or 50, device=device,
+    )  # fmt: skip
