@@ -160,6 +160,17 @@ class Metric(torchmetrics.Metric):
                 raise ConfigError(f"evaluation.metrics.{self.key}.{name} is {value}: must be at least {least[1]}")
             setattr(self, name, value)
 
+    def at_least(self, setting: str, least: int, **items: Tensor) -> None:
+        """Refuses fewer items of a kind than a setting needs.
+
+        Raises:
+            ValueError: says how many there are.
+        """
+        if min(map(len, items.values())) < least:
+            counts = " and ".join(f"{len(rows)} {kind}" for kind, rows in items.items())
+            value = getattr(self, setting)
+            raise ValueError(f"evaluation.metrics.{self.key}.{setting} is {value}, there are {counts} samples")
+
 
 @dataclass
 class Measured:
