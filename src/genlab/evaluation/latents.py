@@ -105,19 +105,12 @@ class Panels:
         """From one real image's latent to another's where there is an encoder, else from one draw to another."""
         if not isinstance(self.model, Decodes):
             return False
-        label = None
-        if self.data is not None and isinstance(self.model, Encodes):
-            batch = self.batch(2 * rows)
-            ends = self.model.encode(batch)
-            label = batch.get("label")
-        else:
-            ends = self._draw(2 * rows)
+        ends, label, _ = self._latents(2 * rows)
         share = torch.linspace(0, 1, STEPS, device=ends.device)
         paths = [
             slerp(a.flatten(), b.flatten(), share).view(STEPS, *a.shape) for a, b in zip(*ends.chunk(2), strict=True)
         ]
-        label = self._label(label[:rows] if label is not None else None, rows)
-        labels = None if label is None else label.repeat_interleave(STEPS)
+        labels = self._label(label, rows, STEPS)
         save_grid(path, self._images(torch.cat(paths), labels), STEPS, {"rows": "interpolations on the sphere"})
         return True
 
@@ -128,20 +121,13 @@ class Panels:
         """
         if not isinstance(self.model, Decodes) or len(self.model.latent_shape) != 1:
             return False
-        label = None
-        dimensions = torch.arange(min(rows, self.model.latent_shape[0]))
-        if self.data is not None and isinstance(self.model, Encodes):
-            batch = self.batch(500)
-            encoded = self.model.encode(batch)
-            start, label = encoded[0], batch["label"][:1] if "label" in batch else None
-            dimensions = encoded.var(0).argsort(descending=True)[:rows].cpu()
-        else:
-            start = self._draw(1)[0]
+        latents, label, encoded = self._latents(500)
+        order = latents.var(0).argsort(descending=True) if encoded else torch.arange(latents.shape[1])
+        dimensions, start = order[:rows].cpu(), latents[0]
         z = start.repeat(len(dimensions), STEPS, 1)
         for row, dimension in enumerate(dimensions.tolist()):
             z[row, :, dimension] = torch.linspace(-REACH, REACH, STEPS)
-        label = self._label(label, 1)
-        labels = None if label is None else label.expand(len(dimensions) * STEPS)
+        labels = self._label(label, 1, len(dimensions) * STEPS)
         meta = {"rows": "one dimension of z each", "dimensions": dimensions.tolist()}
         save_grid(path, self._images(z.flatten(0, 1), labels), STEPS, meta)
         return True
@@ -164,11 +150,8 @@ class Panels:
         ticks = torch.special.ndtri((torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE).float()
         z = torch.stack(torch.meshgrid(-ticks, ticks, indexing="ij")[::-1], -1).flatten(0, 1).to(self.device)
         images = self._images(z, self._label(None, len(z)))
-        points = labels = None
-        if self.data is not None and isinstance(self.model, Encodes):
-            batch = self.batch(POINTS)
-            points, labels = self.model.encode(batch).cpu(), batch.get("label")
-        save_map(path, images, SIDE, points, None if labels is None else labels.cpu())
+        points, labels, encoded = self._latents(POINTS)
+        save_map(path, images, SIDE, points.cpu() if encoded else None, None if labels is None else labels.cpu())
         return True
 
     # ----
@@ -177,11 +160,19 @@ class Panels:
         seeds = torch.arange(count, device=self.device)
         return noise.normal(seeds, noise.Stream.INITIAL, self.model.latent_shape)
 
-    def _label(self, label: Tensor | None, count: int) -> Tensor | None:
-        """Labels for a conditional model: those given, else i modulo the number of classes."""
+    def _latents(self, count: int) -> tuple[Tensor, Tensor | None, bool]:
+        """Latents of real images with their labels, where there is an encoder, else draws; whether they are real."""
+        if self.data is None or not isinstance(self.model, Encodes):
+            return self._draw(count), None, False
+        batch = self.batch(count)
+        return self.model.encode(batch), batch.get("label"), True
+
+    def _label(self, label: Tensor | None, count: int, times: int = 1) -> Tensor | None:
+        """Labels for a conditional model, each `times` times: the first of `label`, else i modulo the classes."""
         if not (classes := self._classes()):
             return None
-        return torch.arange(count, device=self.device) % classes if label is None else label
+        label = torch.arange(count, device=self.device) % classes if label is None else label[:count]
+        return label.repeat_interleave(times)
 
     def _classes(self) -> int:
         """How many classes the model is told; 0: it is told none."""

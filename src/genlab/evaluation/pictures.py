@@ -61,17 +61,13 @@ def save_map(
         points: float [N, 2].
         labels: int64 [N], or None.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     pixels = to_pixels(images)
     height, width, channels = pixels.shape[1:]
     sheet = pixels.reshape(side, side, height, width, channels).swapaxes(1, 2).reshape(side * height, side * width, -1)
     if points is None:
         write_png(path, to_picture(sheet), {})
         return
-    figure = Figure(figsize=(13, 6.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(13, 6.2)
     left, right = figure.subplots(1, 2)
     left.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
     left.set_axis_off()
@@ -96,8 +92,6 @@ def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
     Returns:
         False, and no picture, if there is nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -113,8 +107,7 @@ def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
     names = sorted(panels, key=lambda name: (name != "loss", not any(s.startswith("val") for s in panels[name])))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(4.6 * columns, 3.2 * rows)
     for i, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, i + 1)
         for side, points in panels[name].items():
@@ -136,6 +129,14 @@ def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
     with replacing(Path(out_png)) as temporary:
         figure.savefig(temporary, format="png")
     return True
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches, without pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=(width, height), dpi=100, layout="constrained")).figure
 
 
 def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

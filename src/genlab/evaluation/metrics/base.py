@@ -148,16 +148,13 @@ class Metric(torchmetrics.Metric):
         return {"_target_": target_of(type(self)), **self.settings()}
 
     def keep(self, **settings: Any) -> None:
-        """Keeps arguments of the constructor under their names, where they are what its annotations allow.
+        """Keeps arguments of the constructor under their names.
 
         Raises:
-            ConfigError: a number below the N of Annotated[int, "ge N"].
+            ConfigError: see check_settings.
         """
-        allowed = typing.get_type_hints(type(self).__init__, include_extras=True)
+        check_settings(type(self).__init__, settings, f"metrics.{self.key}.")
         for name, value in settings.items():
-            least = re.search(r"'ge (\d+)'", str(allowed.get(name)))
-            if least and value is not None and (not isinstance(value, int) or value < int(least[1])):
-                raise ConfigError(f"evaluation.metrics.{self.key}.{name} is {value}: must be at least {least[1]}")
             setattr(self, name, value)
 
     def at_least(self, setting: str, least: int, **items: Tensor) -> None:
@@ -231,6 +228,22 @@ def _one(metric: Metric, name: str, judged: Items, reference: Items | None) -> t
     extra = metric.signatures, metric.columns
     metric.reset()  # the items may be large
     return values, missing, *extra
+
+
+def check_settings(owner: Any, settings: Mapping[str, Any], at: str = "") -> None:
+    """Refuses what the annotations of a function or class do not allow.
+
+    Raises:
+        ConfigError: a number below the N of Annotated[int, "ge N"], a word that a Literal does not have.
+    """
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for name, value in settings.items():
+        least, hint = re.search(r"'ge (\d+)'", str(hints.get(name))), hints.get(name)
+        if least and value is not None and (not isinstance(value, int) or value < int(least[1])):
+            raise ConfigError(f"evaluation.{at}{name} is {value}: must be at least {least[1]}")
+        if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ConfigError(f"evaluation.{at}{name}={value}: choose one of {choices}")
 
 
 def no_split(data: Any, split: str, key: str = "evaluation.reference_split") -> ConfigError:
