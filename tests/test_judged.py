@@ -50,7 +50,7 @@ def test_files_give_the_values_of_the_model_that_made_them(tmp_path: Path, cache
             lambda wanted, f=folder: images_from(f, "folder", wanted), data, protocol, device=CPU, progress=False
         )
         assert record["values"] == pytest.approx(values, rel=1e-6), name
-        assert record["generated"]["sha256"] == folder.manifest.sha256
+        assert record["generated"]["sha256"] == folder.manifest.identity("folder")
         assert record["model"] is None
         assert json.loads(json.dumps(record)) == record
 

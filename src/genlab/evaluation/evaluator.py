@@ -15,10 +15,9 @@ from genlab.errors import ConfigError
 from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
 from genlab.evaluation.judged import Judged, generated_by, reconstructions_of
 from genlab.evaluation.metrics.base import Items, measure
-from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import FORMAT, identity, machine, versions
-from genlab.evaluation.sharding import from_first_rank, world
+from genlab.evaluation.sharding import bar, from_first_rank, world
 from genlab.evaluation.texts import item_record
 from genlab.modality import Modality
 

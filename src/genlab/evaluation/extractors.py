@@ -1,4 +1,4 @@
-"""Feature extractors by name."""
+"""Feature extractors by name, and the network behind our own: a small residual classifier for 28x28 grey images."""
 
 from __future__ import annotations
 
@@ -6,18 +6,68 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from genlab.errors import CheckpointError, ConfigError
-from genlab.evaluation.classifier import SmallCNN
 from genlab.evaluation.hub_extractors import KINDS, hub_extractor
 from genlab.evaluation.inception import inception_v3
 from genlab.evaluation.network_extractor import EXTRACTORS, Extractor, NetworkExtractor, exact_float32
 from genlab.files import sha256_of
 
-__all__ = ["EXTRACTORS", "WEIGHTS", "Extractor", "NetworkExtractor", "classifier", "exact_float32", "load_extractor"]
+__all__ = ["EXTRACTORS", "WEIGHTS", "Extractor", "NetworkExtractor", "SmallCNN", "exact_float32", "load_extractor"]
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Block(nn.Module):
+    """3x3 convolution, batch norm, ReLU; adds its input where the widths agree."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H, W]."""
+        y = F.relu(self.norm(self.conv(x)))
+        return x + y if x.shape == y.shape else y
+
+
+class SmallCNN(nn.Module):
+    """Classifier whose penultimate layer serves as a feature space for metrics.
+
+    Args:
+        channels: widths at 28x28, 14x14 and 7x7.
+        features: width of the penultimate layer (the pooled output of the last convolution, after its ReLU).
+        classes: number of logits.
+        dropout: on the features, in training only.
+    """
+
+    size = 28  # height and width of the images it takes
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int] = (32, 48, 96),
+        features: int = 128,
+        classes: int = 10,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        a, b, c = channels
+        self.blocks = nn.Sequential(
+            Block(1, a), nn.MaxPool2d(2), Block(a, b), Block(b, b), nn.MaxPool2d(2), Block(b, c), Block(c, c)
+        )
+        self.last = nn.Conv2d(c, features, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 or float in [0, 255], [B, 1, 28, 28] -> features [B, features], logits [B, classes], both float32."""
+        x = images.to(torch.float32).div(127.5).sub(1)
+        x = F.relu(self.last(self.blocks(x))).mean((2, 3))
+        return x, self.head(self.dropout(x))
 
 
 def classifier(name: str, batch: int | None, device: torch.device | str, path: str | None = None) -> NetworkExtractor:

@@ -16,11 +16,10 @@ from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
-from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import versions
 from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
-from genlab.evaluation.sharding import from_first_rank, sharded, world
+from genlab.evaluation.sharding import bar, from_first_rank, sharded, world
 from genlab.modality import Image
 
 IN_CACHE = 1e-6  # seconds an item whose features are there

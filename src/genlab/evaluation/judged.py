@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from genlab.conditions import UNCONDITIONED
 from genlab.data.folder import Decode, ImageFiles, list_images
+from genlab.data.manifest import Manifest
 from genlab.data.readers import read_npz
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError
@@ -133,18 +135,11 @@ def describe(value: Any) -> Any:
 # ---- from files, or real
 
 
-@dataclass
-class _Manifest:
-    """What evaluation reads of a data set's manifest."""
+class _FilesManifest(Manifest):
+    """Of files, which their content alone identifies."""
 
-    name: str
-    splits: tuple[str, ...]
-    sha256: str
-    facts: dict[str, Any]
-    filter: dict[str, Any]
-
-    def identity(self, split: str) -> str:
-        return self.sha256
+    def identity(self, split: str | None = None) -> str:
+        return self.splits["folder"]["sha256"]
 
 
 class Folder:
@@ -160,17 +155,16 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         if path.is_dir():
+            self._source: Source
             self._source, digest = _open_folder(path)
         elif path.suffix == ".npz":
-            source = read_npz(path, None)
-            self._source, digest = source, sha256_of(path)
+            self._source, digest = read_npz(path, None), sha256_of(path)
         else:
             raise ConfigError(f"{path}: expected a folder of images or an .npz file")
         labels = self._source.labels
-        classes = 0 if labels is None else int(labels.max()) + 1
-        self.manifest = _Manifest(path.name, ("folder",), digest, {"num_classes": classes or None}, {})
+        facts = {"num_classes": None if labels is None else int(labels.max()) + 1}
+        self.manifest = _FilesManifest(path.name, "image", facts, {"folder": {"sha256": digest}})
 
     def source(self, split: str) -> Source:
         return self._source
@@ -235,17 +229,16 @@ def texts_from(path: Path, n: int | None) -> Judged:
     for number, line in enumerate(lines[:n], 1):
         try:
             row = json.loads(line)
-            texts.append(row["text"])
-            given = row.get("references", [row["reference"]] if "reference" in row else [])
+            text, several = row["text"], row.get("references", [row["reference"]] if "reference" in row else [])
+            fine = isinstance(several, list) and all(isinstance(one, str) for one in (text, *several))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            given = None
-        fine = isinstance(given, list) and isinstance(texts[-1] if texts else None, str)
-        if not fine or not all(isinstance(text, str) for text in given or ()):
+            fine = False
+        if not fine:
             raise DataError(f'{path}, line {number}: expected {{"text": "...", "reference": "..."}}')
-        if not all(map(_encodable, [texts[-1], *(given or ())])):
+        if re.search("[\ud800-\udfff]", "".join((text, *several))):
             raise DataError(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff) is no text")
-        if given:
-            references.append(list(given))
+        texts.append(text)
+        references += [several] if several else []
         if references and len(references) != number:
             raise DataError(f"{path}, line {number}: all lines must have a reference, or none")
     if not texts:
@@ -256,7 +249,3 @@ def texts_from(path: Path, n: int | None) -> Judged:
         return Samples(Text(), texts[start:stop])
 
     return Judged(len(texts), 1, len(texts), read, facts, Items(references=references or None, modality=Text()))
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)

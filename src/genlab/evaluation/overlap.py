@@ -45,9 +45,7 @@ class Overlap(torchmetrics.Metric):
         kwargs: see torchmetrics.Metric.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
+    is_differentiable, higher_is_better, full_state_update = False, True, False
     counts: Tensor
     fewest: Tensor
     most: Tensor
@@ -85,13 +83,10 @@ class Overlap(torchmetrics.Metric):
     def count(self, preds: Sequence[str], target: Sequence[Sequence[str]]) -> list[list[int]]:
         """A row of `counts` numbers for each text."""
 
-    @abstractmethod
-    def signature(self) -> str:
-        """What decides the value, in the form of sacreBLEU's signatures, with the version of the library."""
-
-    def references(self) -> int:
-        """Number of references of each text; -1 where it varies."""
-        return int(self.most) if self.fewest == self.most else -1
+    @property
+    def nrefs(self) -> int | str:
+        """References of a text, as in sacreBLEU's signatures: their number, or "var"."""
+        return int(self.most) if self.fewest == self.most else "var"
 
 
 class SacreMetric(Overlap):
@@ -117,7 +112,8 @@ class SacreMetric(Overlap):
         return torch.tensor(score, dtype=torch.float64, device=self.counts.device)
 
     def signature(self) -> str:
-        self.scorer.num_refs = self.references()
+        """sacrebleu's own: what decides the value, with its version."""
+        self.scorer.num_refs = self.nrefs
         return self.scorer.get_signature().format()
 
 
@@ -185,16 +181,15 @@ class ROUGE(Overlap):
         super().__init__(1 + 3 * len(KINDS), **kwargs)
         self.tokenize = choose("tokenize", tokenize, TOKENIZERS)
         self.sentences = choose("sentences", sentences, SENTENCES)
-        self.scorer = RougeScorer(list(KINDS), tokenizer=RougeTokenizer(tokenize))
+        self.scorer = RougeScorer(KINDS, tokenizer=RougeTokenizer(tokenize))
 
     def count(self, preds: Sequence[str], target: Sequence[Sequence[str]]) -> list[list[int]]:
         """Each text as 1, then its scores in parts of UNIT."""
         rows = []
-        for text, several in zip(preds, target, strict=True):
-            text, *several = ("\n".join(split_sentences(one, self.sentences)) for one in (text, *several))
-            scores = self.scorer.score_multi(several, text)
-            parts = [part for kind in KINDS for part in (scores[kind].fmeasure, *scores[kind][:2])]
-            rows.append([1, *(round(part * UNIT) for part in parts)])
+        for row in zip(preds, target, strict=True):
+            text, *several = ("\n".join(split_sentences(one, self.sentences)) for one in (row[0], *row[1]))
+            scores = self.scorer.score_multi(several, text)  # of each kind: precision, recall, F-measure
+            rows.append([1, *(round(scores[kind][i] * UNIT) for kind in KINDS for i in (2, 0, 1))])
         return rows
 
     def compute(self) -> dict[str, Tensor]:
@@ -207,19 +202,14 @@ class ROUGE(Overlap):
         return dict(zip(names, means, strict=True))
 
     def signature(self, kind: str = "rougeLsum") -> str:
-        """Of one of KINDS: only Lsum depends on sentences."""
-        count = self.references()
-        fields = [f"nrefs:{'var' if count < 0 else count}", "acc:best", "case:lc", "stem:no"]
-        fields += [f"tok:{ROUGE_TOKENS[self.tokenize][0]}", *[f"sent:{self.sentences}"] * (kind == "rougeLsum")]
-        return "|".join([*fields, f"version:rouge-score-{version('rouge-score')}"])
+        """What decides the values of one of KINDS, as sacreBLEU's signatures do; sentences those of Lsum only."""
+        fields = f"nrefs:{self.nrefs}|acc:best|case:lc|stem:no|tok:{ROUGE_TOKENS[self.tokenize][0]}"
+        fields += f"|sent:{self.sentences}" if kind == "rougeLsum" else ""
+        return f"{fields}|version:rouge-score-{version('rouge-score')}"
 
 
 class RougeTokenizer:
-    """A tokenizer for rouge_score.rouge_scorer.RougeScorer: see ROUGE_TOKENS.
-
-    Args:
-        tokenize: one of its keys.
-    """
+    """A tokenizer as rouge-score wants it, by a key of ROUGE_TOKENS."""
 
     def __init__(self, tokenize: str) -> None:
         self.token = ROUGE_TOKENS[tokenize][1]

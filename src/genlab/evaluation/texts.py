@@ -14,10 +14,9 @@ import torch
 from genlab.errors import ConfigError
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
-from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import subset
-from genlab.evaluation.sharding import from_first_rank, sharded, world
+from genlab.evaluation.sharding import bar, from_first_rank, sharded, world
 from genlab.evaluation.tables import write_table
 from genlab.modality import Text
 

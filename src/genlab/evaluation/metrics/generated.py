@@ -1,4 +1,7 @@
-"""Metrics of generated texts; what they compute stands in the modules of their names (text, copying, harm, ...)."""
+"""Metrics of generated texts; what they compute stands in the modules of their names (text, copying, harm, ...).
+
+And of items of any modality, what a judge says of them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from genlab.evaluation.copying import Copied, copying
 from genlab.evaluation.harm import TextClassifier, count_listed, read_words, scores_of
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.sharding import from_first_rank
+from genlab.judges import Judge
+from genlab.samples import Samples
 
 Tokenize = Literal["13a", "intl", "zh", "char", "none"]
 Sentences = Literal["newline", "punctuation"]
@@ -237,3 +242,31 @@ class VerseForm(TextMetric):
         kept = [form == wanted and form in FORMS.values() for form, wanted in zip(found, self._asked, strict=True)]
         self.columns |= {"form asked for": list(self._asked), "form": list(found)}
         return self.signed({"verse_form": sum(kept) / len(kept)}, "lines and their lengths")
+
+
+class JudgeScores(Metric):
+    """Mean and standard deviation (n - 1) of a judge's numbers; each item's own is a column of the table.
+
+    Args:
+        judge: a genlab.judges.Judge; it is handed the items and what they were asked to be.
+    """
+
+    key = "judge"
+    needs = frozenset({"samples"})
+    outputs = ("judge_mean", "judge_std")
+    split_in_name = False
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.keep(judge=judge)
+        self.modality = judge.modality
+
+    def compute(self) -> dict[str, float]:
+        items = self.judged
+        if items.modality is None or len(items.data) < 2:
+            raise NotApplicable("a judge needs two items at least, of a known modality")
+        condition = {name: rows.tolist() for name, rows in items.condition.items()}
+        condition |= {} if items.prompts is None else {"prompt": items.prompts}
+        scores = self.judge(Samples(items.modality, items.data), condition)
+        self.columns = {"score": scores.tolist()}
+        return {"judge_mean": float(scores.mean()), "judge_std": float(scores.std())}
