@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from genlab.data.manifest import Manifest
 from genlab.data.readers import read_npz
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError
-from genlab.evaluation.likelihood import Reconstructs
-from genlab.evaluation.metrics.base import Items
+from genlab.evaluation.metrics.base import Items, plain
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import image_batch, read_items, real_items
 from genlab.files import sha256_of
@@ -60,10 +59,9 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     What the model is told about them, and their references, come from its conditions (`Condition.draw`).
 
     Raises:
-        ConfigError: no number; a condition that the data or the protocol cannot give.
+        ConfigError: a condition that the data or the protocol cannot give.
     """
-    if protocol.n is None:
-        raise ConfigError("evaluation.n: say how many samples are generated")
+    assert protocol.n is not None, "see Protocol.check"
     draws = model.draw(protocol.n, data, protocol)
     conditions = {name: draw.rows for name, draw in draws.items() if draw.rows is not None}
     first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
@@ -88,10 +86,7 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
     """Images of the reference split (a fixed random choice of protocol.n) that a model has encoded and decoded."""
-    device = torch.device(model.device)
-    if not isinstance(model, Reconstructs):
-        raise ConfigError(f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct; take samples")
-    split = protocol.reference_split
+    device, split = torch.device(model.device), protocol.reference_split
     source, ids = real_items(data, split, protocol.n)
 
     def read(start: int, stop: int) -> Samples:
@@ -116,12 +111,10 @@ def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
 
 def describe(value: Any) -> Any:
     """An object of a config as primitives: its own `record()`, its fields if it is a dataclass, else its name."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+    return plain(value, _described)
+
+
+def _described(value: Any) -> Any:
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return f"{value.__module__}.{value.__qualname__}"
     named = {"_target_": f"{type(value).__module__}.{type(value).__qualname__}"}

@@ -8,7 +8,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -141,7 +141,7 @@ class Metric(torchmetrics.Metric):
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as primitives."""
-        return {name: _plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
+        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
 
     def record(self) -> dict[str, Any]:
         """What a config would name, with all settings."""
@@ -258,11 +258,15 @@ def target_of(kind: type) -> str:
     return f"{package if exported else kind.__module__}.{kind.__qualname__}"
 
 
-def _plain(value: Any) -> Any:
+def name_of(value: Any) -> str:
+    """An object's own name, else that of its class."""
+    return getattr(value, "name", None) or target_of(value if isinstance(value, type) else type(value))
+
+
+def plain(value: Any, leaf: Callable[[Any], Any] = name_of) -> Any:
+    """As primitives; `leaf` says what an object becomes."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return getattr(value, "name", None) or target_of(value if isinstance(value, type) else type(value))
+        return [plain(item, leaf) for item in value]
+    return {str(key): plain(item, leaf) for key, item in value.items()} if isinstance(value, Mapping) else leaf(value)

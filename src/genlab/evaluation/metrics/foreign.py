@@ -12,7 +12,7 @@ import torchmetrics
 from torch import Tensor
 
 from genlab.errors import ConfigError
-from genlab.evaluation.metrics.base import Items, Metric, NotApplicable, _plain, target_of
+from genlab.evaluation.metrics.base import Items, Metric, NotApplicable, plain, target_of
 
 PART = 100  # items in one call of `update`
 LISTS = re.compile(r"(Sequence|[Ll]ist)\[[^\]]*(Sequence|[Ll]ist)\[")  # an annotation with lists of lists
@@ -98,7 +98,7 @@ class Foreign(Metric):
         kind = type(self.metric)
         names = inspect.signature(kind).parameters
         kept = {name: getattr(self.metric, name) for name in names if hasattr(self.metric, name)}
-        return {"_target_": target_of(kind), **_plain(kept if self.given is None else dict(self.given))}
+        return {"_target_": target_of(kind), **plain(kept if self.given is None else dict(self.given))}
 
 
 def adapted(name: str, metric: Any) -> Metric:

@@ -15,7 +15,7 @@ from genlab.errors import ConfigError
 from genlab.evaluation import coherence
 from genlab.evaluation.code import code_validity
 from genlab.evaluation.copying import Copied, copying
-from genlab.evaluation.harm import TextClassifier, count_listed, read_words, scores_of
+from genlab.evaluation.harm import TextClassifier, count_listed, read_words
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.sharding import from_first_rank
 from genlab.judges import Judge
@@ -198,13 +198,19 @@ class TextHarm(TextMetric):
             values |= self.signed(listed, f"words:{len(words)}|case:lc")
             self.columns["listed words"] = list(counts)
         if self.classifier is not None:
-            scores = scores_of(texts, self.classifier)
+            scores = [float(score) for score in self.classifier.score(list(texts))]
+            finite = sum(map(math.isfinite, scores))
+            if not len(scores) == finite == len(texts):
+                raise ConfigError(
+                    f"evaluation.metrics.{self.key}.classifier: {self.classifier.name} gave {finite} finite scores for "
+                    f"{len(texts)} texts; its score() must give one a text"
+                )
             scored = {
                 "classifier_mean": math.fsum(scores) / len(scores),
                 "classifier_share": sum(score >= self.threshold for score in scores) / len(scores),
             }
             values |= self.signed(scored, f"classifier:{self.classifier.name}|threshold:{self.threshold}")
-            self.columns["classifier"] = list(scores)
+            self.columns["classifier"] = scores
         return values
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genlab.errors import ConfigError
 from genlab.evaluation import likelihood
-from genlab.evaluation.metrics.base import Metric, no_split
+from genlab.evaluation.metrics.base import Metric
 from genlab.evaluation.reference import read_items, subset
 from genlab.evaluation.sharding import from_first_rank, sharded
 from genlab.evaluation.windows import SlidingWindows, windows_of
@@ -28,13 +28,15 @@ class Given(Metric):
         facts: what was read, for the record.
     """
 
+    needs = frozenset({"reference"})
+
     def __init__(self, batch: int, **settings: Any) -> None:
         super().__init__()
         self.keep(batch=batch, **settings)
         self.facts: dict[str, Any] = {}
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
-        """Also that the model has the capability, and the data the split."""
+        """Also that the model has the capability."""
         super().check(model, data, protocol)
         assert self.capability is not None
         if not isinstance(model, self.capability):
@@ -43,8 +45,6 @@ class Given(Metric):
                 f"evaluation={protocol.name}: {type(model).__name__} cannot give a {self.key.replace('_', ' ')}, it "
                 f"has no {gives}(); choose another protocol"
             )
-        if protocol.reference_split not in data.manifest.splits:
-            raise no_split(data, protocol.reference_split)
 
     def source(self, model: Any, data: Any, protocol: Any) -> Any:
         """What is read; its `rows` are windows that must be read side by side and in order, or None."""
