@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.drawing import save_pairs
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
+from genlab.evaluation.neighbours import closest_pairs
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import versions
 from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
@@ -189,9 +191,6 @@ class ImageEvaluation:
 
     def _pairs(self, path: Path, images: Tensor, features: Tensor, reference: Tensor) -> None:
         """A picture of the samples that lie closest to a real image, each beside that image."""
-        from genlab.evaluation.neighbours import closest_pairs
-        from genlab.evaluation.pictures import save_pairs
-
         rows, ids, distances = closest_pairs(features, reference, 16)
         real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])
         samples = resized(images[rows], self.resize)

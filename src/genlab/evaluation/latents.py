@@ -14,9 +14,8 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_grid
+from genlab.drawing import save_grid, save_map
 from genlab.evaluation.likelihood import Reconstructs
-from genlab.evaluation.pictures import save_map
 from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import to_uint8
 
