@@ -80,17 +80,15 @@ class ImageEvaluation:
 
         split = self._split(judged)
         item = IN_CACHE if split is not None and split.cached() else _timed(judge) / count
-        real, extractor = 0.0, self.extractor
+        compared = self.real if self.protocol.needs("reference") else None
+        seconds, extractor = 0.0, self.extractor
         if extractor is not None and (
-            waiting := [r for r in (self._compared(), self.other) if r is not None and not r.cached()]
+            waiting := [real for real in (compared, self.other) if real is not None and not real.cached()]
         ):
             size = min(extractor.batch, len(waiting[0].ids))
             once = _timed(lambda: extractor.features(waiting[0].batch(0, size)["image"]))
-            real = once / size * sum(len(r.ids) for r in waiting)
-        return from_first_rank(lambda: (item, real))
-
-    def _compared(self) -> RealImages | None:
-        return self.real if self.protocol.needs("reference") else None
+            seconds = once / size * sum(len(real.ids) for real in waiting)
+        return from_first_rank(lambda: (item, seconds))
 
     def _split(self, judged: Judged) -> RealImages | None:
         """What is judged, where it is a split of a data set, whose features may be in the cache."""
