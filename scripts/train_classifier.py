@@ -28,8 +28,7 @@ from torch import Tensor
 from genlab.data.images import StandardImages
 from genlab.data.sources import Source
 from genlab.errors import GenlabError
-from genlab.evaluation.classifier import SmallCNN
-from genlab.evaluation.extractors import WEIGHTS, exact_float32
+from genlab.evaluation.extractors import WEIGHTS, SmallCNN, exact_float32
 from genlab.evaluation.metrics.fidelity import confident, label_accuracy
 from genlab.files import replacing, sha256_of
 

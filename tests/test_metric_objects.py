@@ -201,6 +201,33 @@ def test_any_text_metric_of_torchmetrics(tmp_path: Path) -> None:
         judge(pairs(tmp_path, references=False), {"wer": WordErrorRate()})
 
 
+def test_torchmetrics_stands_beside_our_metrics_of_text(tmp_path: Path) -> None:
+    """In the shipped protocol, under names of its own; not applicable without references."""
+    words = ["samples=x", "evaluation=text_quality_200_val.proxy", "evaluation.n=2", "evaluation.reference_split=given"]
+    words.append("+evaluation.metrics.ours._target_=genlab.evaluation.overlap.BLEU")  # as any torchmetrics.Metric
+    protocol = build_protocol(compose_config(ROOT / "conf", "evaluate", words).evaluation)
+    assert protocol is not None
+
+    def values(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        record = evaluate_samples(lambda wanted: texts_from(path, wanted.n), None, protocol, device=CPU, progress=False)
+        assert record["protocol"]["metrics"]["torchmetrics_rouge"]["rouge_keys"] == ["rouge1", "rouge2", "rougeL"]
+        return ({key.removesuffix("_2_given.proxy"): value for key, value in record[part].items()}
+                for part in ("values", "missing"))  # fmt: skip
+
+    found, missing = values(pairs(tmp_path))
+    assert not missing
+    assert found["torchmetrics_bleu"] == found["torchmetrics_sacrebleu"] == 0  # no common 4-gram
+    assert found["sacrebleu"] == found["ours"] > 20
+    assert found["torchmetrics_rouge_rougeL_fmeasure"] == pytest.approx(found["rougeL"], abs=1e-6)
+    assert found["torchmetrics_rouge_rouge1_recall"] == pytest.approx(5 / 6, abs=1e-6)
+    found, missing = values(pairs(tmp_path, references=False))
+    theirs = {"torchmetrics_bleu", "torchmetrics_sacrebleu", "torchmetrics_rouge", "ours"}
+    assert missing == dict.fromkeys(theirs, "the texts have no references")
+    assert found["duplicates"] == 0
+    protocol.prompt = 0
+    protocol.check(type("Model", (), {"sample": None})(), None, "text")  # refused only where nothing would be left
+
+
 def test_a_torchmetrics_class_of_ones_own(tmp_path: Path, cache: Path) -> None:
     node = {"_target_": "genlab.evaluation.protocol.Protocol", "n": 2, "reference_split": "given"}
     with pytest.MonkeyPatch.context() as patch:

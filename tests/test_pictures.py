@@ -11,8 +11,7 @@ from PIL import Image
 
 from genlab import modality
 from genlab.callbacks.pictures import save_samples
-from genlab.drawing import grid, read_meta, save_png
-from genlab.evaluation.pictures import curves, save_pairs
+from genlab.drawing import curves, grid, read_meta, save_pairs, save_png
 from genlab.samples import Samples
 
 

@@ -33,6 +33,7 @@ from genlab.evaluation.harm import TextClassifier, count_listed, read_words
 from genlab.evaluation.judged import Judged, generated_by, texts_from
 from genlab.evaluation.metrics import (
     CodeValidity,
+    Items,
     TextCoherence,
     TextCopying,
     TextHarm,
@@ -509,7 +510,14 @@ def chosen(documents: list[str], n: int) -> list[str]:
 def test_code_goes_on_from_its_prompt_and_the_floor_from_paragraphs(cache: Path) -> None:
     protocol = Protocol(metrics={"code_validity": CodeValidity()}, n=2, prompt=1)
     texts, prompts = [" = 1\n", " = 1\n"], ["x", "1"]
-    given = Judged(2, 1, 2, lambda a, b: Samples(Text(), texts[a:b]), {}, None, [[" = 2\n"], [" = 3\n"]], prompts)
+    given = Judged(
+        2,
+        1,
+        2,
+        lambda a, b: Samples(Text(), texts[a:b]),
+        {},
+        Items(prompts=prompts, references=[[" = 2\n"], [" = 3\n"]]),
+    )
     record = item_record(given, protocol, False)
     assert record["values"] == {"code_valid_2_test.proxy": 0.5, "code_valid_prefix_2_test.proxy": 0.5}
     assert record["floor"]["values"]["code_valid_2_test.proxy"] == 0.5
@@ -540,7 +548,9 @@ def test_verse_keeps_the_form_of_its_reference() -> None:
     texts = [FIVE[1:], SEVEN, FIVE + "花", FIVE]
     references = [[FIVE[1:]], [FIVE], [FIVE], ["other"]]
     for prompts, kept in ((["春", "", "", ""], 1 / 4), (None, None)):
-        given = Judged(4, 1, 4, lambda a, b: Samples(Text(), texts[a:b]), {}, None, references, prompts)
+        given = Judged(
+            4, 1, 4, lambda a, b: Samples(Text(), texts[a:b]), {}, Items(prompts=prompts, references=references)
+        )
         record = item_record(given, Protocol(metrics={"verse_form": VerseForm()}, n=4, reference_split="val"), False)
         assert record["values"] == {"verse_form_4_val.proxy": kept}
         assert bool(record["missing"]) == (prompts is None)
@@ -578,8 +588,8 @@ def test_poems_go_on_from_their_form(cache: Path) -> None:
         model, data, Protocol(metrics={"verse_form": VerseForm()}, n=4, reference_split="val", prompt=2), None, 0
     )
     assert judged.read(0, 4).data == ["made"] * 4
-    assert judged.references is not None
-    for prompt, (rest,) in zip(asked, judged.references, strict=True):
+    assert judged.items.references is not None
+    for prompt, (rest,) in zip(asked, judged.items.references, strict=True):
         assert rest in poems
         assert prompt == f"<|endoftext|><|form={'57'[poems.index(rest) % 2]}|>"
     with pytest.raises(ConfigError, match=r"evaluation\.prompt=39: the shortest item has \d\d tokens; take fewer"):

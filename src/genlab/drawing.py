@@ -1,4 +1,4 @@
-"""Pictures of uint8 tensors: grids, and PNG files that say what made them."""
+"""Pictures: grids, pairs and maps of uint8 tensors, PNG files that say what made them, curves of a run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from genlab.files import replacing
+from genlab.files import read_rows, replacing
 
 SMALL = 64  # images up to this size are enlarged in grids
 GAP = 2  # pixels between the images of a grid, before enlarging
 BACKGROUND = 255
+WINDOW = 20  # points of a moving mean
 
 
 def grid(images: Tensor, nrow: int = 8) -> Image.Image:
@@ -60,6 +61,134 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
     with Image.open(path) as image:
         return {key: value(text) for key, text in image.text.items()}  # type: ignore[attr-defined]
+
+
+def save_pairs(
+    path: str | Path,
+    samples: Tensor,
+    nearest: Tensor,
+    distances: Tensor,
+    columns: int = 4,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes pairs as PNG, `columns` in a row: left the sample, right the real image nearest to it, below the distance.
+
+    Args:
+        samples: uint8 [N, C, H, W], C 1 or 3, N at least 1.
+        nearest: uint8, of the same shape.
+        distances: float [N], in the extractor's feature space; see `neighbours.closest_pairs`.
+        meta: what made the samples; the distances go along.
+    """
+    assert samples.shape == nearest.shape, f"{tuple(samples.shape)} samples, {tuple(nearest.shape)} real images"
+    assert len(distances) == len(samples), f"{len(samples)} pairs, {len(distances)} distances"
+    factor = enlargement(*samples.shape[2:])
+    height, width = (side * factor for side in samples.shape[2:])
+    columns = min(columns, len(samples))
+    rows, line, space = math.ceil(len(samples) / columns), 14, 4 * GAP  # pixels of a caption, and between pairs
+    across, down = 2 * width + GAP + space, height + line + space
+    sheet = Image.new("RGB", (columns * across - space, rows * down - space), (BACKGROUND,) * 3)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(line - 3)
+    for i, pair in enumerate(zip(to_pixels(samples), to_pixels(nearest), strict=True)):
+        left, top = i % columns * across, i // columns * down
+        for x, pixels in zip((left, left + width + GAP), pair, strict=True):
+            sheet.paste(to_picture(pixels).resize((width, height), Image.Resampling.NEAREST), (x, top))
+        words = f"{float(distances[i]):.4g}"
+        draw.text((left + width + GAP // 2, top + height + 1), words, fill=(0, 0, 0), font=font, anchor="ma")
+    write_png(path, sheet, {"distances": [float(d) for d in distances], **(meta or {})})
+
+
+def save_map(
+    path: str | Path, images: Tensor, side: int, points: Tensor | None = None, labels: Tensor | None = None
+) -> None:
+    """Writes a square of images that touch; beside it, where given, points of the plane coloured by label.
+
+    Args:
+        images: uint8 [side * side, C, H, W], by rows.
+        points: float [N, 2].
+        labels: int64 [N], or None.
+    """
+    pixels = to_pixels(images)
+    height, width, channels = pixels.shape[1:]
+    sheet = pixels.reshape(side, side, height, width, channels).swapaxes(1, 2).reshape(side * height, side * width, -1)
+    if points is None:
+        write_png(path, to_picture(sheet), {})
+        return
+    figure = _figure(13, 6.2)
+    left, right = figure.subplots(1, 2)
+    left.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
+    left.set_axis_off()
+    left.set_title("decoded at the quantiles of the prior")
+    x, y = points.float().numpy().T
+    shown = right.scatter(x, y, s=6, c=None if labels is None else labels.numpy(), cmap="tab10")
+    if labels is not None:
+        figure.colorbar(shown, ax=right, label="label")
+    right.set_title("encodings of real images")
+    right.set_aspect("equal")
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
+    """Draws all values of a metrics.jsonl against samples seen, one panel a quantity, train and val in one.
+
+    Args:
+        metrics_jsonl_path: rows with "samples", perhaps "time", and values, e.g. "train/loss", "val/fid_1k_test.proxy".
+        out_png: the picture; the folder is made.
+
+    Returns:
+        False, and no picture, if there is nothing to draw.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in read_rows(Path(metrics_jsonl_path)):
+        for key, value in row.items():
+            if key in ("samples", "time") or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if math.isfinite(value):
+                side, _, quantity = key.rpartition("/")
+                panels.setdefault(quantity, {}).setdefault(side, []).append((float(row["samples"]), float(value)))
+    if not panels:
+        return False
+    names = sorted(panels, key=lambda name: (name != "loss", not any(s.startswith("val") for s in panels[name])))
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(4.6 * columns, 3.2 * rows)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for side, points in panels[name].items():
+            x, y = np.array(sorted(points)).T
+            colour = {"train": "tab:blue", "val": "tab:orange"}.get(side, "tab:green")
+            if len(x) > 60:  # noisy: the values pale, their moving mean in front
+                axes.plot(x, y, color=colour, lw=0.7, alpha=0.35)
+                x, y = _smooth(x, y)
+                side = f"{side}, mean of {WINDOW}"
+            label = f"{side}: {y[-1]:.4g}".removeprefix(": ")
+            axes.plot(x, y, color=colour, lw=1.5, marker="o" if len(x) <= 30 else None, ms=3, label=label)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("samples seen", fontsize=8)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.tick_params(labelsize=8)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7)
+    with replacing(Path(out_png)) as temporary:
+        figure.savefig(temporary, format="png")
+    return True
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches, without pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=(width, height), dpi=100, layout="constrained")).figure
+
+
+def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of neighbours, at the windows' middles."""
+    kernel = np.ones(WINDOW) / WINDOW
+    return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
 
 
 def enlargement(height: int, width: int) -> int:

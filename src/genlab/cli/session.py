@@ -46,11 +46,11 @@ from genlab.cli.ranks import Place, place
 from genlab.cli.redact import redact
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
+from genlab.drawing import curves
 from genlab.errors import CheckpointError, ConfigError, Interrupted, Preempted
 from genlab.evaluation import Protocol, evaluate, generate, sharding, write_record
 from genlab.evaluation.evaluator import modality_of
 from genlab.evaluation.latents import Panels
-from genlab.evaluation.pictures import curves
 from genlab.files import folder_or_cached, write_json
 from genlab.models.base import GenerativeModel
 from genlab.models.schedule import Schedule

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -220,6 +221,14 @@ def _build(value: Any, key: str, loaded: dict[int, Any], kwargs: dict[str, Any])
     make = loaded[id(value)]
     if value.get("_partial_", False):
         return functools.partial(make, **built, **kwargs)
+    if _inside(make.__module__, ["torchmetrics"]):  # YAML has no tuples, and where these ask for one a list is refused
+        wanted = inspect.signature(make).parameters
+        built = {
+            name: tuple(inner)
+            if isinstance(inner, list) and name in wanted and "tuple[" in str(wanted[name].annotation)
+            else inner
+            for name, inner in built.items()
+        }
     try:
         return make(**built, **kwargs)
     except Exception as error:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from genlab.data.documents import script_shares
 from genlab.errors import ConfigError
+from genlab.evaluation.overlap import HAN, split_sentences
 from genlab.evaluation.reference import SUBSET_SEED
-from genlab.evaluation.rouge import HAN, split_sentences
 from genlab.evaluation.sharding import sharded
 from genlab.files import cache_root, sha256_of
 from genlab.folders import load_folder
@@ -32,7 +32,7 @@ def sentences_of(text: str, sentences: str = "punctuation") -> list[str]:
     Args:
         sentences: "newline": each line is one (verse). "punctuation": they end after . ! ? … before white space, after
             。！？, and at blank lines; a single line end is a space, as prose is wrapped (nothing between Chinese
-            characters). See rouge.split_sentences.
+            characters). See overlap.split_sentences.
     """
     if sentences == "punctuation":
         text = re.sub(rf"(?<=[{HAN}，、；：])[ \t]*\n[ \t]*(?=[{HAN}])", "", text)

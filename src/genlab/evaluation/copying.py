@@ -83,40 +83,35 @@ def _kinds() -> np.ndarray:
     return kinds
 
 
-@dataclass
 class _Stream:
-    """Texts one after another as tokens: hashes, and where each token begins and ends in `text`, int64 [T] each."""
+    """Texts one after another as tokens, each followed by the token `end`.
 
-    text: str
-    hashes: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
+    Hashes of the tokens, uint64 [T], and where each begins and ends in `text`, int64 [T].
+    """
+
+    def __init__(self, texts: Sequence[str], end: str) -> None:
+        self.text = "".join(text.replace(_TEXT_END, " ").replace(_DOCUMENT_END, " ") + end for text in texts)
+        points = np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        kind = _kinds()[points]
+        word = kind == _WORD
+        first = (kind == _SINGLE) | (word & ~np.concatenate([[False], word[:-1]]))
+        last = (kind == _SINGLE) | (word & ~np.concatenate([word[1:], [False]]))
+        self.starts, self.ends = np.flatnonzero(first), np.flatnonzero(last) + 1
+        # A token's hash: the sum of its characters' hashes, each turned by its place in the token.
+        place = np.arange(len(points))
+        place -= np.maximum.accumulate(np.where(first, place, 0))
+        turned = mixed(points.astype(np.uint64) + _FACTOR * (place + 1).astype(np.uint64))
+        turned[kind == _SPACE] = 0
+        self.hashes = mixed(np.add.reduceat(turned, self.starts))
 
     def words(self, at: int, n: int) -> list[str]:
         return [self.text[a:b] for a, b in zip(self.starts[at : at + n], self.ends[at : at + n], strict=True)]
 
 
-def _stream(texts: Sequence[str], end: str) -> _Stream:
-    """Each text is followed by the token `end`."""
-    joined = "".join(text.replace(_TEXT_END, " ").replace(_DOCUMENT_END, " ") + end for text in texts)
-    points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    kind = _kinds()[points]
-    word = kind == _WORD
-    first = (kind == _SINGLE) | (word & ~np.concatenate([[False], word[:-1]]))
-    starts = np.flatnonzero(first)
-    last = (kind == _SINGLE) | (word & ~np.concatenate([word[1:], [False]]))
-    # A token's hash: the sum of its characters' hashes, each turned by its place in the token.
-    place = np.arange(len(points))
-    place -= np.maximum.accumulate(np.where(first, place, 0))
-    turned = mixed(points.astype(np.uint64) + _FACTOR * (place + 1).astype(np.uint64))
-    turned[kind == _SPACE] = 0
-    return _Stream(joined, mixed(np.add.reduceat(turned, starts)), starts, np.flatnonzero(last) + 1)
-
-
 def tokens_of(text: str) -> list[str]:
     """Runs of letters and digits; each Chinese, Japanese or Thai character; each other mark. White space is no token.
     In case, so only what was written alike is a copy."""
-    stream = _stream([text], _TEXT_END)
+    stream = _Stream([text], _TEXT_END)
     return stream.words(0, len(stream.hashes) - 1)
 
 
@@ -151,7 +146,7 @@ class _Judged:
     """The texts, as far as the documents up to now tell."""
 
     def __init__(self, texts: Sequence[str], ngrams: Sequence[int]) -> None:
-        self.stream = _stream(texts, _TEXT_END)
+        self.stream = _Stream(texts, _TEXT_END)
         hashes = self.stream.hashes
         end = hashes == hashes[-1]
         self.owner = np.cumsum(end) - end  # of each token
@@ -252,7 +247,7 @@ class _Block:
 
     def __init__(self, documents: Sequence[tuple[str, int, str]]) -> None:
         self.origins = [(origin, offset) for origin, offset, _ in documents]
-        self.stream = _stream([text for _, _, text in documents], _DOCUMENT_END)
+        self.stream = _Stream([text for _, _, text in documents], _DOCUMENT_END)
         end = self.stream.hashes == self.stream.hashes[-1]
         self.end, self.document = end, np.cumsum(end) - end
         last = np.flatnonzero(end)[:-1]

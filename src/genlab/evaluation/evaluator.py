@@ -15,11 +15,11 @@ from genlab.errors import ConfigError
 from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
 from genlab.evaluation.judged import Judged, generated_by, reconstructions_of
 from genlab.evaluation.metrics.base import Items, measure
-from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import FORMAT, identity, machine, versions
-from genlab.evaluation.sharding import from_first_rank, world
+from genlab.evaluation.sharding import bar, from_first_rank, world
 from genlab.evaluation.texts import item_record
+from genlab.modality import Modality
 
 Say = Callable[[str], None]
 
@@ -78,10 +78,9 @@ def evaluate(
                     return reconstructions_of(model, data, wanted)
                 return generated_by(model, data, wanted, sampler, seed)
 
-            if model.modality.extractor:
-                part, protocol = judge_images(made, data, protocol, device, progress, picture, max_minutes, say)
-            else:
-                part = item_record(made(protocol), protocol, progress, data, device, table)
+            part, protocol = _judge(
+                made, model.modality, data, protocol, device, progress, picture, table, max_minutes, say
+            )
     finally:
         model.train(was_training)
     part["model"] = {
@@ -121,28 +120,29 @@ def evaluate_samples(
     protocol.check(None, data, modality.name, "the samples are")
     if not protocol.metrics:
         raise ConfigError("evaluation.metrics is empty: name a metric, or choose another protocol")
-    if modality.extractor:
-        part, protocol = judge_images(judged, data, protocol, device, progress, picture, max_minutes, say)
-    else:
-        part = item_record(judged(protocol), protocol, progress, data, device, table)
+    part, protocol = _judge(judged, modality, data, protocol, device, progress, picture, table, max_minutes, say)
     return _finished({**part, "model": None}, protocol, device, began, context)
 
 
-def judge_images(
+def _judge(
     judged: Callable[[Protocol], Judged],
+    modality: Modality,
     data: Any,
     protocol: Protocol,
     device: torch.device,
     progress: bool,
     picture: Path | None,
+    table: Path | None,
     max_minutes: float | None,
     say: Say | None,
 ) -> tuple[dict[str, Any], Protocol]:
-    """The part of the record that is about images, and the protocol with the number that was judged in the end."""
-    evaluation, items = ImageEvaluation(data, protocol, device, progress), judged(protocol)
+    """The part of the record that is about items, and the protocol with the number that was judged in the end."""
+    items = judged(protocol)
+    if not modality.extractor:
+        return item_record(items, protocol, progress, data, device, table), protocol
     if items.n != protocol.n:  # files hold as many as they hold
         protocol = replace(protocol, n=items.n, name=None)
-        evaluation = ImageEvaluation(data, protocol, device, progress)
+    evaluation = ImageEvaluation(data, protocol, device, progress)
     if max_minutes is not None or say is not None:
         item_s, real_s = (seconds / world()[1] for seconds in evaluation.seconds(items))
         fewer = protocol
@@ -156,8 +156,8 @@ def judge_images(
             words += f", real images {real_s / 60:.1f} min, kept for the next time)" if real_s else ")"
             say(words if fewer is protocol else f"{words}; {protocol.name} would take more than {max_minutes:g} min")
         if fewer is not protocol:
-            protocol = fewer
-            evaluation, items = ImageEvaluation(data, protocol, device, progress), judged(protocol)
+            protocol, items = fewer, judged(fewer)
+            evaluation = ImageEvaluation(data, protocol, device, progress)
     return evaluation.record(items, picture), protocol
 
 

@@ -5,30 +5,29 @@ No list and no classifier is shipped: what counts as harmful is the user's to sa
 
 from __future__ import annotations
 
-import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from genlab.errors import ConfigError, DataError
-from genlab.evaluation.rouge import HAN
+from genlab.evaluation.overlap import HAN
+from genlab.judges import Judge
+from genlab.samples import Samples
 
 
-class TextClassifier(ABC):
-    """Base class of what `evaluation.metrics.text_harm.classifier._target_` names (its package in GENLAB_ALLOW).
+class TextClassifier(Judge):
+    """Base class of what `evaluation.metrics.text_harm.classifier._target_` names (its package in GENLAB_ALLOW)."""
 
-    Attributes:
-        name: for the record; say in it which weights.
-    """
-
-    @property
-    def name(self) -> str:
-        return f"{type(self).__module__}.{type(self).__qualname__}"
+    modality = "text"
 
     @abstractmethod
     def score(self, texts: Sequence[str]) -> Sequence[float]:
         """How harmful each text is, in 0..1, a finite number a text. Called on one process."""
+
+    def judge(self, samples: Samples, condition: Mapping[str, Sequence[Any]]) -> Sequence[float]:
+        return self.score(samples.data)
 
 
 def read_words(path: str | Path) -> list[str]:
@@ -66,18 +65,3 @@ def count_listed(texts: Sequence[str], words: Sequence[str]) -> list[int]:
     """Occurrences of listed words in each text; see pattern_of."""
     pattern = pattern_of(words)
     return [sum(1 for _ in pattern.finditer(text.casefold())) for text in texts]
-
-
-def scores_of(texts: Sequence[str], classifier: TextClassifier) -> list[float]:
-    """The classifier's scores.
-
-    Raises:
-        ConfigError: not one finite number a text.
-    """
-    scores = [float(score) for score in classifier.score(list(texts))]
-    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
-        raise ConfigError(
-            f"evaluation.metrics.text_harm.classifier: {classifier.name} gave {sum(map(math.isfinite, scores))} finite "
-            f"scores for {len(texts)} texts; its score() must give one a text"
-        )
-    return scores

@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genlab.drawing import save_pairs
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
-from genlab.evaluation.progress import bar
+from genlab.evaluation.neighbours import closest_pairs
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import versions
 from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
-from genlab.evaluation.sharding import from_first_rank, sharded, world
+from genlab.evaluation.sharding import bar, from_first_rank, sharded, world
 from genlab.modality import Image
 
 IN_CACHE = 1e-6  # seconds an item whose features are there
@@ -78,17 +80,15 @@ class ImageEvaluation:
 
         split = self._split(judged)
         item = IN_CACHE if split is not None and split.cached() else _timed(judge) / count
-        real, extractor = 0.0, self.extractor
+        compared = self.real if self.protocol.needs("reference") else None
+        seconds, extractor = 0.0, self.extractor
         if extractor is not None and (
-            waiting := [r for r in (self._compared(), self.other) if r is not None and not r.cached()]
+            waiting := [real for real in (compared, self.other) if real is not None and not real.cached()]
         ):
             size = min(extractor.batch, len(waiting[0].ids))
             once = _timed(lambda: extractor.features(waiting[0].batch(0, size)["image"]))
-            real = once / size * sum(len(r.ids) for r in waiting)
-        return from_first_rank(lambda: (item, real))
-
-    def _compared(self) -> RealImages | None:
-        return self.real if self.protocol.needs("reference") else None
+            seconds = once / size * sum(len(real.ids) for real in waiting)
+        return from_first_rank(lambda: (item, seconds))
 
     def _split(self, judged: Judged) -> RealImages | None:
         """What is judged, where it is a split of a data set, whose features may be in the cache."""
@@ -118,8 +118,7 @@ class ImageEvaluation:
         seconds = time.perf_counter() - began
         images = rows.pop("image", None)
         dimensions = from_first_rank(lambda: rows["features"].shape[1] if "features" in rows else None)
-        made = self._group(rows, None if images is None else resized(images, self.resize))
-        made.labels = judged.labels if judged.labels is not None else made.labels
+        made = self._group(rows, None if images is None else resized(images, self.resize), judged.items)
         measured = measure(protocol.metrics, made, reference)
         if drawn and world()[0] == 0:
             assert picture is not None
@@ -161,10 +160,11 @@ class ImageEvaluation:
         images = real.images(self.protocol.chunk) if self.protocol.needs("samples") and world()[0] == 0 else None
         return self._group(rows, images)
 
-    def _group(self, rows: dict[str, Tensor], images: Tensor | None) -> Items:
-        return Items(
-            images, rows.get("features"), rows.get("logits"), rows.get("labels"), self.labelled, modality=Image()
-        )
+    def _group(self, rows: dict[str, Tensor], images: Tensor | None, items: Items | None = None) -> Items:
+        """Items with their images and features; None: real ones."""
+        items = items or Items(condition={"label": rows["labels"]} if "labels" in rows else {}, modality=Image())
+        features, logits = rows.get("features"), rows.get("logits")
+        return replace(items, data=images, features=features, logits=logits, labelled=self.labelled)
 
     def _floor(self, other: RealImages, reference: Items) -> dict[str, Any]:
         """The same metrics of real images of another split, as many as were judged if there are so many."""
@@ -189,9 +189,6 @@ class ImageEvaluation:
 
     def _pairs(self, path: Path, images: Tensor, features: Tensor, reference: Tensor) -> None:
         """A picture of the samples that lie closest to a real image, each beside that image."""
-        from genlab.evaluation.neighbours import closest_pairs
-        from genlab.evaluation.pictures import save_pairs
-
         rows, ids, distances = closest_pairs(features, reference, 16)
         real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])
         samples = resized(images[rows], self.resize)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from genlab.conditions import UNCONDITIONED
 from genlab.data.folder import Decode, ImageFiles, list_images
-from genlab.data.order import subset
+from genlab.data.manifest import Manifest
 from genlab.data.readers import read_npz
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, DataError
-from genlab.evaluation.likelihood import Reconstructs
+from genlab.evaluation.metrics.base import Items, plain
 from genlab.evaluation.protocol import Protocol
+from genlab.evaluation.reference import image_batch, read_items, real_items
 from genlab.files import sha256_of
-from genlab.modality import Image, Modality, Text, to_uint8
+from genlab.modality import Image, Text, to_uint8
 from genlab.samples import Samples
 
 
@@ -35,11 +37,7 @@ class Judged:
         group: items read at a time, a multiple of `unit`.
         read: (start, stop) -> items start .. stop - 1.
         facts: what made them, for the record.
-        labels: int64 [n], the classes that were asked for, or None.
-        condition: all that was asked for, n rows by the names of conditions.
-        modality: of the items; None: not known.
-        references: for text, the right answers of each item, or None.
-        prompts: for text, what each item goes on from, or None.
+        items: all that is known of them beforehand: modality, condition, prompts, references.
         split: of real images, (data, split) whose features may be in the cache.
     """
 
@@ -48,12 +46,8 @@ class Judged:
     group: int
     read: Callable[[int, int], Samples]
     facts: dict[str, Any]
-    labels: Tensor | None = None
-    references: list[list[str]] | None = None
-    prompts: list[str] | None = None
+    items: Items = field(default_factory=Items)
     split: tuple[Any, str] | None = None
-    condition: dict[str, Tensor] = field(default_factory=dict)
-    modality: Modality | None = None
 
 
 # ---- made by a model
@@ -65,10 +59,9 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     What the model is told about them, and their references, come from its conditions (`Condition.draw`).
 
     Raises:
-        ConfigError: no number; a condition that the data or the protocol cannot give.
+        ConfigError: a condition that the data or the protocol cannot give.
     """
-    if protocol.n is None:
-        raise ConfigError("evaluation.n: say how many samples are generated")
+    assert protocol.n is not None, "see Protocol.check"
     draws = model.draw(protocol.n, data, protocol)
     conditions = {name: draw.rows for name, draw in draws.items() if draw.rows is not None}
     first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
@@ -86,50 +79,23 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     facts |= {} if draws else UNCONDITIONED
     for draw in draws.values():
         facts |= draw.facts
-    group = unit * -(-protocol.chunk // unit)
     facts |= sampling_facts(model, used)
-    return Judged(
-        protocol.n,
-        unit,
-        group,
-        read,
-        facts,
-        conditions.get("label"),
-        references,
-        shown,
-        condition=conditions,
-        modality=model.modality,
-    )
+    items = Items(prompts=shown, references=references, condition=conditions, modality=model.modality)
+    return Judged(protocol.n, unit, unit * -(-protocol.chunk // unit), read, facts, items)
 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
     """Images of the reference split (a fixed random choice of protocol.n) that a model has encoded and decoded."""
-    device = torch.device(model.device)
-    if not isinstance(model, Reconstructs):
-        raise ConfigError(f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct; take samples")
-    source, ids = real_items(data, protocol.reference_split, protocol.n)
+    device, split = torch.device(model.device), protocol.reference_split
+    source, ids = real_items(data, split, protocol.n)
 
     def read(start: int, stop: int) -> Samples:
-        part = ids[start:stop]
-        raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
-        batch = data.finish({key: value.to(device) for key, value in raw.items()}, "test")
         with torch.no_grad():
-            return Samples(Image(), to_uint8(model.reconstruct(batch)[1]).cpu())
+            back = model.reconstruct(read_items(data, source, ids[start:stop], device))[1]
+        return Samples(Image(), to_uint8(back).cpu())
 
-    facts = {
-        "n": len(ids),
-        "reconstructions_of": protocol.reference_split,
-        "sha256": data.manifest.identity(protocol.reference_split),
-    }
-    return Judged(
-        len(ids),
-        1,
-        protocol.chunk,
-        read,
-        facts,
-        None if source.labels is None else source.labels[ids],
-        modality=Image(),
-    )
+    facts = {"n": len(ids), "reconstructions_of": split, "sha256": data.manifest.identity(split)}
+    return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids))
 
 
 def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
@@ -145,12 +111,10 @@ def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
 
 def describe(value: Any) -> Any:
     """An object of a config as primitives: its own `record()`, its fields if it is a dataclass, else its name."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+    return plain(value, _described)
+
+
+def _described(value: Any) -> Any:
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return f"{value.__module__}.{value.__qualname__}"
     named = {"_target_": f"{type(value).__module__}.{type(value).__qualname__}"}
@@ -164,18 +128,11 @@ def describe(value: Any) -> Any:
 # ---- from files, or real
 
 
-@dataclass
-class _Manifest:
-    """What evaluation reads of a data set's manifest."""
+class _FilesManifest(Manifest):
+    """Of files, which their content alone identifies."""
 
-    name: str
-    splits: tuple[str, ...]
-    sha256: str
-    facts: dict[str, Any]
-    filter: dict[str, Any]
-
-    def identity(self, split: str) -> str:
-        return self.sha256
+    def identity(self, split: str | None = None) -> str:
+        return self.splits["folder"]["sha256"]
 
 
 class Folder:
@@ -191,17 +148,16 @@ class Folder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         if path.is_dir():
+            self._source: Source
             self._source, digest = _open_folder(path)
         elif path.suffix == ".npz":
-            source = read_npz(path, None)
-            self._source, digest = source, sha256_of(path)
+            self._source, digest = read_npz(path, None), sha256_of(path)
         else:
             raise ConfigError(f"{path}: expected a folder of images or an .npz file")
         labels = self._source.labels
-        classes = 0 if labels is None else int(labels.max()) + 1
-        self.manifest = _Manifest(path.name, ("folder",), digest, {"num_classes": classes or None}, {})
+        facts = {"num_classes": None if labels is None else int(labels.max()) + 1}
+        self.manifest = _FilesManifest(path.name, "image", facts, {"folder": {"sha256": digest}})
 
     def source(self, split: str) -> Source:
         return self._source
@@ -227,28 +183,20 @@ def _open_folder(path: Path) -> tuple[Source, str]:
     return ImageFiles(paths, label, decode, str(path)), digest.hexdigest()
 
 
-def real_items(data: Any, split: str, n: int | None) -> tuple[Source, Tensor]:
-    """The source of a split and the ids of n of its items (a fixed random choice; None: all)."""
-    if split not in data.manifest.splits:
-        raise ConfigError(f"samples={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
-    source = data.source(split)
-    return source, torch.from_numpy(subset(len(source), n))
-
-
 def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
     """protocol.n images of a split of a data set (or of a Folder), in the place of generated ones."""
-    source, ids = real_items(data, split, protocol.n)
+    source, ids = real_items(data, split, protocol.n, "samples")
 
     def read(start: int, stop: int) -> Samples:
-        part = ids[start:stop]
-        raw = source.batch(part, torch.zeros_like(part))
-        image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
-        return Samples(Image(), image.cpu(), {"label": raw["label"].cpu()} if "label" in raw else {})
+        return Samples(Image(), image_batch(source, ids[start:stop])["image"])
 
-    labels = source.labels
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
-    asked = None if labels is None else labels[ids]
-    return Judged(len(ids), 1, protocol.chunk, read, facts, asked, split=(data, split), modality=Image())
+    return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids), (data, split))
+
+
+def _images(source: Source, ids: Tensor) -> Items:
+    """What is known of images of a split."""
+    return Items(condition={} if source.labels is None else {"label": source.labels[ids]}, modality=Image())
 
 
 def texts_from(path: Path, n: int | None) -> Judged:
@@ -274,17 +222,16 @@ def texts_from(path: Path, n: int | None) -> Judged:
     for number, line in enumerate(lines[:n], 1):
         try:
             row = json.loads(line)
-            texts.append(row["text"])
-            given = row.get("references", [row["reference"]] if "reference" in row else [])
+            text, several = row["text"], row.get("references", [row["reference"]] if "reference" in row else [])
+            fine = isinstance(several, list) and all(isinstance(one, str) for one in (text, *several))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            given = None
-        fine = isinstance(given, list) and isinstance(texts[-1] if texts else None, str)
-        if not fine or not all(isinstance(text, str) for text in given or ()):
+            fine = False
+        if not fine:
             raise DataError(f'{path}, line {number}: expected {{"text": "...", "reference": "..."}}')
-        if not all(map(_encodable, [texts[-1], *(given or ())])):
+        if re.search("[\ud800-\udfff]", "".join((text, *several))):
             raise DataError(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff) is no text")
-        if given:
-            references.append(list(given))
+        texts.append(text)
+        references += [several] if several else []
         if references and len(references) != number:
             raise DataError(f"{path}, line {number}: all lines must have a reference, or none")
     if not texts:
@@ -294,8 +241,4 @@ def texts_from(path: Path, n: int | None) -> Judged:
     def read(start: int, stop: int) -> Samples:
         return Samples(Text(), texts[start:stop])
 
-    return Judged(len(texts), 1, len(texts), read, facts, references=references or None, modality=Text())
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return Judged(len(texts), 1, len(texts), read, facts, Items(references=references or None, modality=Text()))

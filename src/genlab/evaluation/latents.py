@@ -14,10 +14,9 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_grid
-from genlab.evaluation.judged import real_items
+from genlab.drawing import save_grid, save_map
 from genlab.evaluation.likelihood import Reconstructs
-from genlab.evaluation.pictures import save_map
+from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import to_uint8
 
 STEPS = 10  # images of an interpolation or a traversal
@@ -87,8 +86,7 @@ class Panels:
     def batch(self, count: int) -> dict[str, Tensor]:
         """The same validation items each time."""
         source, ids = real_items(self.data, "val", count)
-        raw = {"id": ids, "position": ids, **source.batch(ids, torch.zeros_like(ids))}
-        return self.data.finish({key: value.to(self.device) for key, value in raw.items()}, "test")
+        return read_items(self.data, source, ids, self.device)
 
     # ---- the pictures; each says whether there is one
 
@@ -106,19 +104,12 @@ class Panels:
         """From one real image's latent to another's where there is an encoder, else from one draw to another."""
         if not isinstance(self.model, Decodes):
             return False
-        label = None
-        if self.data is not None and isinstance(self.model, Encodes):
-            batch = self.batch(2 * rows)
-            ends = self.model.encode(batch)
-            label = batch.get("label")
-        else:
-            ends = self._draw(2 * rows)
+        ends, label, _ = self._latents(2 * rows)
         share = torch.linspace(0, 1, STEPS, device=ends.device)
         paths = [
             slerp(a.flatten(), b.flatten(), share).view(STEPS, *a.shape) for a, b in zip(*ends.chunk(2), strict=True)
         ]
-        label = self._label(label[:rows] if label is not None else None, rows)
-        labels = None if label is None else label.repeat_interleave(STEPS)
+        labels = self._label(label, rows, STEPS)
         save_grid(path, self._images(torch.cat(paths), labels), STEPS, {"rows": "interpolations on the sphere"})
         return True
 
@@ -129,20 +120,13 @@ class Panels:
         """
         if not isinstance(self.model, Decodes) or len(self.model.latent_shape) != 1:
             return False
-        label = None
-        dimensions = torch.arange(min(rows, self.model.latent_shape[0]))
-        if self.data is not None and isinstance(self.model, Encodes):
-            batch = self.batch(500)
-            encoded = self.model.encode(batch)
-            start, label = encoded[0], batch["label"][:1] if "label" in batch else None
-            dimensions = encoded.var(0).argsort(descending=True)[:rows].cpu()
-        else:
-            start = self._draw(1)[0]
+        latents, label, encoded = self._latents(500)
+        order = latents.var(0).argsort(descending=True) if encoded else torch.arange(latents.shape[1])
+        dimensions, start = order[:rows].cpu(), latents[0]
         z = start.repeat(len(dimensions), STEPS, 1)
         for row, dimension in enumerate(dimensions.tolist()):
             z[row, :, dimension] = torch.linspace(-REACH, REACH, STEPS)
-        label = self._label(label, 1)
-        labels = None if label is None else label.expand(len(dimensions) * STEPS)
+        labels = self._label(label, 1, len(dimensions) * STEPS)
         meta = {"rows": "one dimension of z each", "dimensions": dimensions.tolist()}
         save_grid(path, self._images(z.flatten(0, 1), labels), STEPS, meta)
         return True
@@ -165,11 +149,8 @@ class Panels:
         ticks = torch.special.ndtri((torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE).float()
         z = torch.stack(torch.meshgrid(-ticks, ticks, indexing="ij")[::-1], -1).flatten(0, 1).to(self.device)
         images = self._images(z, self._label(None, len(z)))
-        points = labels = None
-        if self.data is not None and isinstance(self.model, Encodes):
-            batch = self.batch(POINTS)
-            points, labels = self.model.encode(batch).cpu(), batch.get("label")
-        save_map(path, images, SIDE, points, None if labels is None else labels.cpu())
+        points, labels, encoded = self._latents(POINTS)
+        save_map(path, images, SIDE, points.cpu() if encoded else None, None if labels is None else labels.cpu())
         return True
 
     # ----
@@ -178,11 +159,19 @@ class Panels:
         seeds = torch.arange(count, device=self.device)
         return noise.normal(seeds, noise.Stream.INITIAL, self.model.latent_shape)
 
-    def _label(self, label: Tensor | None, count: int) -> Tensor | None:
-        """Labels for a conditional model: those given, else i modulo the number of classes."""
+    def _latents(self, count: int) -> tuple[Tensor, Tensor | None, bool]:
+        """Latents of real images with their labels, where there is an encoder, else draws; whether they are real."""
+        if self.data is None or not isinstance(self.model, Encodes):
+            return self._draw(count), None, False
+        batch = self.batch(count)
+        return self.model.encode(batch), batch.get("label"), True
+
+    def _label(self, label: Tensor | None, count: int, times: int = 1) -> Tensor | None:
+        """Labels for a conditional model, each `times` times: the first of `label`, else i modulo the classes."""
         if not (classes := self._classes()):
             return None
-        return torch.arange(count, device=self.device) % classes if label is None else label
+        label = torch.arange(count, device=self.device) % classes if label is None else label[:count]
+        return label.repeat_interleave(times)
 
     def _classes(self) -> int:
         """How many classes the model is told; 0: it is told none."""

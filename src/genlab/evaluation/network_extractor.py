@@ -57,15 +57,11 @@ class NetworkExtractor:
     """An Extractor around a module in eval mode.
 
     Args:
-        name: see Extractor.
+        name: see Extractor; likewise sha256, resize, labels, has_logits and batch.
         network: uint8 [batch, channels, H, W] -> (features [batch, D], logits [batch, K]).
         channels: 1 or 3. Grey images are repeated for 3; colour images are refused for 1.
         size: the only height and width it takes, or None for any.
-        sha256: see Extractor.
-        resize: see Extractor.
-        labels: see Extractor.
-        has_logits: see Extractor.
-        batch: see Extractor.
+        device: where it runs.
     """
 
     def __init__(

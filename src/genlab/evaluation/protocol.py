@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.likelihood import Reconstructs
-from genlab.evaluation.metrics.base import Measured, Metric
+from genlab.evaluation.metrics.base import Measured, Metric, check_settings
 from genlab.evaluation.metrics.foreign import adapted
 
 FULL_COUNT = 10_000  # values from fewer generated samples are called proxies
@@ -32,8 +32,7 @@ class ExtractorChoice:
     batch: Annotated[int, "ge 1"] | None = None
 
     def __post_init__(self) -> None:
-        for key in ("resize", "batch"):
-            _at_least_1(f"extractor.{key}", getattr(self, key))
+        check_settings(type(self), vars(self), "extractor.")
 
 
 @dataclass(kw_only=True)
@@ -109,16 +108,7 @@ class Protocol:
             self.extractor = ExtractorChoice(name=self.extractor)
         if self.n is None and self.needs("features"):
             raise ConfigError("evaluation.n: say how many samples are generated")
-        for key in ("n", "reference_n", "chunk"):
-            _at_least_1(key, getattr(self, key))
-        for key, choices in (
-            ("reference_split", ("train", "val", "test", "folder", "given")),
-            ("labels", ("balanced", "train")),
-            ("weights", ("ema", "raw")),
-            ("judged", ("samples", "reconstructions")),
-        ):
-            if getattr(self, key) not in choices:
-                raise ConfigError(f"evaluation.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
+        check_settings(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         self.lowered_from: int | None = None
         ruled = self._ruled()
         if self.name is not None and self.name != ruled:
@@ -146,6 +136,11 @@ class Protocol:
     def needs(self, what: str) -> bool:
         """Whether a metric needs "features" or the like, see Metric.needs."""
         return any(what in metric.needs for metric in self.metrics.values())
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether all metrics compare with references; where only some do, those are not applicable without."""
+        return bool(self.metrics) and all("pairs" in metric.needs for metric in self.metrics.values())
 
     def check(self, model: Any, data: Any, modality: str, maker: str = "the model makes") -> None:
         """Refuses, before anything is trained or generated, what the model, the data or the condition cannot give.
@@ -218,11 +213,6 @@ class Protocol:
         if not isinstance(self.extractor.name, str | None):
             values["extractor"]["name"] = self.extractor.name.name
         return {**values, "lowered_from": self.lowered_from}
-
-
-def _at_least_1(key: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ConfigError(f"evaluation.{key} is {value}: must be at least 1")
 
 
 def _count(n: int) -> str:

@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genlab.data.order import SUBSET_SEED, subset
+from genlab.data.sources import Source
 from genlab.errors import ConfigError, StorageError
 from genlab.evaluation.extractors import Extractor
+from genlab.evaluation.metrics.base import no_split
 from genlab.evaluation.sharding import from_first_rank, sharded, world
 from genlab.files import cache_root, replacing
 from genlab.modality import to_uint8
@@ -40,6 +42,31 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     return floats.clamp_(0, 255).round_().to(torch.uint8)
 
 
+def real_items(data: Any, split: str, n: int | None, key: str = "evaluation.reference_split") -> tuple[Source, Tensor]:
+    """The source of a split, and the ids of n of its items, a fixed random choice; None or too many: all.
+
+    Raises:
+        ConfigError: no such split; names the key.
+    """
+    if split not in data.manifest.splits:
+        raise no_split(data, split, key)
+    source = data.source(split)
+    return source, torch.from_numpy(subset(len(source), n))
+
+
+def read_items(data: Any, source: Source, ids: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """Items of a split as a model is given them, never augmented."""
+    raw = {"id": ids, "position": ids, **source.batch(ids, torch.zeros_like(ids))}
+    return data.finish({key: value.to(device) for key, value in raw.items()}, "test")
+
+
+def image_batch(source: Source, ids: Tensor) -> dict[str, Tensor]:
+    """Images of a split: image uint8 [B, C, H, W], perhaps labels int64 [B]; on the CPU."""
+    raw = source.batch(ids, torch.zeros_like(ids))
+    image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
+    return {"image": image.cpu(), **({"labels": raw["label"].cpu()} if "label" in raw else {})}
+
+
 class RealImages:
     """Some items of a split, with what identifies their features.
 
@@ -55,13 +82,9 @@ class RealImages:
     """
 
     def __init__(self, data: Any, split: str, n: int | None, extractor: Extractor | None, resize: int | None) -> None:
-        if split not in data.manifest.splits:
-            known = ", ".join(data.manifest.splits)
-            raise ConfigError(f"evaluation.reference_split={split}: {data.manifest.name} has only {known}")
-        self.source = data.source(split)
+        self.source, self.ids = real_items(data, split, n)
         if len(self.source) == 0:
             raise ConfigError(f"evaluation.reference_split={split}: this split of {data.manifest.name} is empty")
-        self.ids = subset(len(self.source), n)
         self.extractor, self.resize = extractor, resize
         self.identity = {
             "data": data.manifest.name,
@@ -93,13 +116,8 @@ class RealImages:
 
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
         """Items start .. stop - 1 of this choice: image uint8 [B, C, H, W] as the extractor gets it, perhaps labels."""
-        ids = torch.from_numpy(self.ids[start:stop])
-        raw = self.source.batch(ids, torch.zeros_like(ids))
-        image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
-        rows = {"image": resized(image, self.resize)}
-        if "label" in raw:
-            rows["labels"] = raw["label"].cpu()
-        return rows
+        rows = image_batch(self.source, self.ids[start:stop])
+        return {**rows, "image": resized(rows["image"], self.resize)}
 
     def features(self, chunk: int = 500, done: Callable[[int], Any] = lambda count: None) -> dict[str, Tensor]:
         """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n]}, from the cache or computed.

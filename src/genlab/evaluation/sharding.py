@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from genlab.samples import Samples
 
@@ -126,6 +128,13 @@ def generate(
 
     rows = sharded(len(seeds), unit, unit * -(-(group or unit) // unit), work, done)
     return Samples(model.modality, rows["data"], whole, seeds.cpu())
+
+
+def bar(progress: bool, words: str, total: int) -> Any:
+    """A tqdm over `total` items on rank 0; on other ranks, and without `progress`, a hidden one."""
+    pause = 0.2 if sys.stderr.isatty() else 20.0  # where the output is no terminal each state is a line
+    hidden = not progress or world()[0] != 0
+    return tqdm(total=total, desc=words, unit="", leave=False, mininterval=pause, maxinterval=60, disable=hidden)
 
 
 def _joined(parts: list[Any]) -> Tensor | list[str]:

@@ -1,4 +1,4 @@
-"""Metrics of generated text: against references, and of diversity without.
+"""Diversity of generated texts, and with references their overlap with them.
 
 Pure functions of lists of strings, for the texts of all ranks, gathered in order, on one rank. No value depends on the
 order of the texts. BLEU and chrF are in 0..100 as the sacrebleu package prints them, all others in 0..1 (mean_length:
@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
-from typing import Any
-
-import torch
 
 import genlab
-from genlab.evaluation.rouge import ROUGE, check_pairs, nrefs, rouge, rouge_signature
+from genlab.evaluation.overlap import BLEU, CHRF, KINDS, ROUGE, SENTENCES, TOKENIZERS, choose
 
-TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # sacreBLEU's; "none" splits at white space
 OUTPUTS = (
     *(f"distinct_{n}" for n in range(1, 5)),
     "self_bleu",
@@ -29,14 +23,8 @@ OUTPUTS = (
     "mean_length",
     "duplicates",
 )
-REFERENCE_OUTPUTS = ("sacrebleu", "bleu_tokenized", "chrf", "chrfpp", *ROUGE)  # given only with references
-
-CHAR_ORDER = 6  # of chrF
-BETA = 2.0  # of chrF: recall counts twice as much as precision
 ZIPF_RANKS = 5000  # as in Holtzman et al.'s code
 EPSILON = 0.1  # matches that self-BLEU counts for an order that has none
-_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-Counts = list[tuple[int, int, int]]  # of each order: n-grams of the text, of the reference, and of both
 
 
 def text_quality(
@@ -50,117 +38,50 @@ def text_quality(
     Args:
         texts: N generated strings, N >= 1.
         references: of each text at least one; None where there are none.
-        tokenize: one of TOKENIZERS, of sacrebleu, ROUGE (see rouge.rouge_tokens), distinct_n, self_bleu, mean_length.
-        sentences: "newline" or "punctuation": what ends a sentence, for rougeLsum (see rouge.split_sentences).
+        tokenize: one of TOKENIZERS, of sacrebleu, ROUGE (see overlap.ROUGE), distinct_n, self_bleu, mean_length.
+        sentences: "newline" or "punctuation": what ends a sentence, for rougeLsum (see overlap.split_sentences).
 
     Returns:
-        Values for OUTPUTS, and with references for REFERENCE_OUTPUTS too; and for each a signature, in the form of
+        Values for OUTPUTS; with references also sacrebleu, bleu_tokenized (of tokens between white space, not smoothed:
+        for text that comes tokenised), chrf, chrfpp, and the F-measures of ROUGE. For each a signature, in the form of
         sacreBLEU's, that says what decides it.
 
     Raises:
-        ValueError: see rouge.check_pairs; an unknown tokenize or sentences.
+        ValueError: see overlap.Overlap.update; an unknown tokenize or sentences.
     """
-    values = distinct(texts, tokenize)
-    values |= {
+    choose("sentences", sentences, SENTENCES)
+    values = {
+        **distinct(texts, tokenize),
         "self_bleu": self_bleu(texts, tokenize),
         **repetition(texts, tokenize),
         "zipf": zipf(texts, tokenize),
         "mean_length": mean_length(texts, tokenize),
         "duplicates": duplicates(texts),
     }
-    ours, theirs = f"version:genlab-{genlab.__version__}", f"version:torchmetrics-{version('torchmetrics')}"
-    signatures = {name: f"case:mixed|tok:{tokenize}|per:ngrams|{ours}" for name in OUTPUTS if name[-1].isdigit()}
+    signatures = {name: f"case:mixed|tok:{tokenize}|per:ngrams" for name in OUTPUTS if name[-1].isdigit()}
     signatures |= {
-        "self_bleu": f"order:4|case:mixed|eff:no|tok:{tokenize}|smooth:add-eps[{EPSILON}]|{ours}",
-        "zipf": f"ranks:{ZIPF_RANKS}|case:mixed|tok:{tokenize}|fit:least-squares-log-log|{ours}",
-        "mean_length": f"tok:{tokenize}|{ours}",
-        "duplicates": f"case:mixed|{ours}",
+        "self_bleu": f"order:4|case:mixed|eff:no|tok:{tokenize}|smooth:add-eps[{EPSILON}]",
+        "zipf": f"ranks:{ZIPF_RANKS}|case:mixed|tok:{tokenize}|fit:least-squares-log-log",
+        "mean_length": f"tok:{tokenize}",
+        "duplicates": "case:mixed",
     }
+    signatures = {name: f"{words}|version:genlab-{genlab.__version__}" for name, words in signatures.items()}
     if references is None:
         return values, signatures
-    values |= {
-        "sacrebleu": sacrebleu(texts, references, tokenize),
-        "bleu_tokenized": bleu_tokenized(texts, references),
-        "chrf": chrf(texts, references),
-        "chrfpp": chrf(texts, references, word_order=2),
+    metrics = {  # not synchronised: one rank computes, and the others would be waited for forever
+        "sacrebleu": BLEU(tokenize, sync_on_compute=False),
+        "bleu_tokenized": BLEU("none", "none", sync_on_compute=False),
+        "chrf": CHRF(sync_on_compute=False),
+        "chrfpp": CHRF(word_order=2, sync_on_compute=False),
     }
-    scores = rouge(texts, references, tokenize, sentences)
-    values |= {name: scores[name] for name in ROUGE}
-    count = nrefs(references)
-    signatures |= {
-        "sacrebleu": f"nrefs:{count}|case:mixed|eff:no|tok:{tokenize}|smooth:exp|{theirs}",
-        "bleu_tokenized": f"nrefs:{count}|case:mixed|eff:no|tok:none|smooth:none|{theirs}",
-        "chrf": f"nrefs:{count}|case:mixed|eff:yes|nc:{CHAR_ORDER}|nw:0|space:no|{ours}",
-        "chrfpp": f"nrefs:{count}|case:mixed|eff:yes|nc:{CHAR_ORDER}|nw:2|space:no|{ours}",
-    }
-    signatures |= {name: rouge_signature(references, name, tokenize, sentences) for name in ROUGE}
+    rouge = ROUGE(tokenize, sentences, sync_on_compute=False)
+    for metric in (*metrics.values(), rouge):
+        metric.update(texts, references)
+    values |= {name: metric.compute().item() for name, metric in metrics.items()}
+    values |= {kind: value.item() for kind, value in rouge.compute().items() if kind in KINDS}
+    signatures |= {name: metric.signature() for name, metric in metrics.items()}
+    signatures |= {kind: rouge.signature(kind) for kind in KINDS}
     return values, signatures
-
-
-def sacrebleu(texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str = "13a") -> float:
-    """Corpus BLEU in 0..100 (Papineni et al. 2002) of detokenised text, as sacreBLEU defines it (Post 2018).
-
-    Equal to `sacrebleu.corpus_bleu` with its default smoothing "exp" (Chen and Cherry 2014, method 3): the k-th order
-    without a match counts 2^-k matches. 0 if nothing matches at all, or if no text has four tokens. An empty text or
-    reference is one of no tokens.
-
-    Args:
-        texts: N strings.
-        references: N lists of at least one string.
-        tokenize: one of TOKENIZERS.
-    """
-    check_pairs(texts, references)
-    metric = _count(_bleu_metric(tokenize), texts, references)
-    # torchmetrics counts; the formula is ours, because its compute() gives 0 wherever an order has no match.
-    matches, totals = metric.numerator.tolist(), metric.denominator.tolist()
-    if not any(matches) or not all(totals):
-        return 0.0
-    halvings, logs = 0, []
-    for match, total in zip(matches, totals, strict=True):
-        halvings += match == 0
-        logs.append(math.log((match or 0.5**halvings) / total))
-    return 100 * _brevity_penalty(metric.preds_len.item(), metric.target_len.item()) * math.exp(sum(logs) / 4)
-
-
-def bleu_tokenized(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU in 0..100 (Papineni et al. 2002, eqs. 1 to 3) of tokens between white space, not smoothed.
-
-    For text that comes tokenised; otherwise sacrebleu is comparable with others' and this is not. 0 if an order has no
-    match. An empty text or reference is one of no tokens.
-
-    Args:
-        texts: N strings.
-        references: N lists of at least one string.
-    """
-    from torchmetrics.text import BLEUScore
-
-    check_pairs(texts, references)
-    return 100 * _count(BLEUScore(sync_on_compute=False), texts, references).compute().item()
-
-
-def chrf(texts: Sequence[str], references: Sequence[Sequence[str]], word_order: int = 0) -> float:
-    """Corpus chrF in 0..100 (Popovic 2015, eq. 1), or chrF++ (Popovic 2017) with word_order=2.
-
-    Equal to `sacrebleu.corpus_chrf`. Precision and recall are averaged over the orders that occur both in texts and
-    references, and one F-measure with beta 2 is taken of the means; of several references the one that is best by
-    itself counts. 0 if nothing matches; a text against an empty reference counts for nothing.
-
-    Not torchmetrics' CHRFScore: that averages the F-measures of the orders, which is another number (and picks another
-    reference).
-
-    Args:
-        texts: N strings.
-        references: N lists of at least one string.
-        word_order: word n-grams up to this order, beside character n-grams up to 6.
-    """
-    check_pairs(texts, references)
-    sums = [(0, 0, 0)] * (CHAR_ORDER + word_order)
-    for text, several in zip(texts, references, strict=True):
-        own = _chrf_ngrams(text, word_order)
-        counts = (_matches(own, _chrf_ngrams(reference, word_order)) for reference in several)
-        best = max(counts, key=_chrf_of)  # the first of equals
-        sums = [(a + x, b + y, c + z) for (a, b, c), (x, y, z) in zip(sums, best, strict=True)]
-    return _chrf_of(sums)
 
 
 def distinct(texts: Sequence[str], tokenize: str = "13a") -> dict[str, float]:
@@ -189,7 +110,7 @@ def self_bleu(texts: Sequence[str], tokenize: str = "13a") -> float:
     number of texts: compare only equal numbers. Unlike Texygen, which takes 500 references, all others count.
 
     The references of a text differ from those of the next in one text only. Their greatest count of an n-gram is the
-    greatest of all, or, for the text that holds it, the second greatest: linear in the number of tokens.
+    greatest of all, or, for the text that has it, the second greatest: linear in the number of tokens.
     """
     tokens = tokenized(texts, tokenize)
     if len(tokens) < 2:
@@ -197,31 +118,26 @@ def self_bleu(texts: Sequence[str], tokenize: str = "13a") -> float:
     logs = [0.0] * len(tokens)
     for n in range(1, 5):
         counts = [Counter(_ngrams(text, n)) for text in tokens]
-        greatest: dict[tuple[str, ...], tuple[int, int, int]] = {}  # count, text, second greatest count
+        greatest: dict[tuple[str, ...], tuple[int, int]] = {}  # and second greatest count; the same where two have it
+        for gram, count in (item for own in counts for item in own.items()):
+            first, second = greatest.get(gram, (0, 0))
+            greatest[gram] = max(first, count), max(second, min(first, count))
         for i, own in enumerate(counts):
-            for gram, count in own.items():
-                first, holder, second = greatest.get(gram, (0, -1, 0))
-                if count > first:
-                    greatest[gram] = count, i, first
-                elif count > second:
-                    greatest[gram] = first, holder, count
-        for i, own in enumerate(counts):
-            matches: float = 0
-            for gram, count in own.items():
-                first, holder, second = greatest[gram]
-                matches += min(count, second if holder == i else first)
+            matches: float = sum(min(count, greatest[gram][count == greatest[gram][0]]) for gram, count in own.items())
             if matches == 0:
                 matches = 0.0 if n == 1 else EPSILON
             logs[i] += math.log(matches / max(1, own.total())) if matches else -math.inf
     lengths = Counter(len(text) for text in tokens)
-    known = sorted(lengths)
-    scores = []
-    for text, log in zip(tokens, logs, strict=True):
-        at = bisect_left(known, len(text))
-        others = known[max(0, at - 1) : at] + known[at + (lengths[len(text)] == 1) : at + 2]
-        closest = min(others, key=lambda length: (abs(length - len(text)), length))
-        scores.append(_brevity_penalty(len(text), closest) * math.exp(log / 4))
-    return math.fsum(scores) / len(scores)
+    closest = {
+        own: min((n for n in lengths if n != own or lengths[own] > 1), key=lambda n: (abs(n - own), n))
+        for own in lengths
+    }
+    scores = [
+        math.exp(log / 4) * min(1.0, math.exp(1 - closest[len(text)] / len(text)))
+        for text, log in zip(tokens, logs, strict=True)
+        if text
+    ]
+    return math.fsum(scores) / len(tokens)
 
 
 def repetition(texts: Sequence[str], tokenize: str = "13a") -> dict[str, float]:
@@ -276,84 +192,11 @@ def tokenized(texts: Sequence[str], tokenize: str = "13a") -> list[list[str]]:
     """
     if not texts:
         raise ValueError("there are no texts to judge")
-    tokenizer = _bleu_metric(tokenize).tokenizer
-    return [list(tokenizer(text.rstrip())) for text in texts]
+    from sacrebleu.metrics import BLEU as Scorer
 
-
-def _bleu_metric(tokenize: Any) -> Any:
-    """torchmetrics' SacreBLEUScore, not synchronised: one rank computes, and the others would be waited for forever."""
-    from torchmetrics.text import SacreBLEUScore
-
-    if tokenize not in TOKENIZERS:
-        raise ValueError(f"tokenize={tokenize!r}: choose one of {', '.join(TOKENIZERS)}")
-    return SacreBLEUScore(tokenize=tokenize, sync_on_compute=False)
-
-
-def _count(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Any:
-    """The metric with the n-grams of all texts counted, in float64: float32 stops counting at 2^24.
-
-    Like sacreBLEU, it does not see white space at the end, and of two closest reference lengths takes the shorter:
-    torchmetrics takes the first, so references come in the order of their lengths.
-    """
-    tokenizer = getattr(metric, "tokenizer", str.split)
-    metric.set_dtype(torch.float64)
-    metric.update(
-        [text.rstrip() for text in texts],
-        [sorted((one.rstrip() for one in several), key=lambda one: len(tokenizer(one))) for several in references],
-    )
-    return metric
-
-
-def _brevity_penalty(length: float, reference: float) -> float:
-    """Papineni et al. 2002, section 2.2.2; 0 for no tokens at all."""
-    return min(1.0, math.exp(1 - reference / length)) if length else 0.0
+    tokenizer = Scorer(tokenize=choose("tokenize", tokenize, TOKENIZERS)).tokenizer
+    return [tokenizer(text.rstrip()).split() for text in texts]
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
     return zip(*(tokens[i:] for i in range(n)), strict=False)
-
-
-def _chrf_ngrams(text: str, word_order: int) -> list[Counter[str]]:
-    """Counts of the character n-grams without white space, order by order, then of the word n-grams."""
-    letters = "".join(text.split())
-    counts = [Counter(letters[i : i + n] for i in range(len(letters) - n + 1)) for n in range(1, CHAR_ORDER + 1)]
-    words = [part for word in text.split() for part in _cut_punctuation(word)] if word_order else []
-    return counts + [Counter(" ".join(gram) for gram in _ngrams(words, n)) for n in range(1, word_order + 1)]
-
-
-def _cut_punctuation(word: str) -> list[str]:
-    """One mark is cut off: the last character, else the first, as in the authors' chrF++.py."""
-    if len(word) > 1 and word[-1] in _PUNCTUATION:
-        return [word[:-1], word[-1]]
-    if len(word) > 1 and word[0] in _PUNCTUATION:
-        return [word[0], word[1:]]
-    return [word]
-
-
-def _matches(text: list[Counter[str]], reference: list[Counter[str]]) -> Counts:
-    return [
-        (
-            own.total() if other else 0,  # an order that the reference does not have is not held against the text
-            other.total(),
-            sum(min(count, other[gram]) for gram, count in own.items() if gram in other),
-        )
-        for own, other in zip(text, reference, strict=True)
-    ]
-
-
-def _chrf_of(counts: Counts) -> float:
-    """The F-measure in 0..100 of n-gram counts of a text or of a corpus.
-
-    Rounded step by step as in sacreBLEU, since equal references are told apart by the last bit: hence no sum(), which
-    rounds otherwise from Python 3.12 on.
-    """
-    precision, recall, orders = 0.0, 0.0, 0
-    for text, reference, match in counts:
-        if text and reference:
-            precision += match / text
-            recall += match / reference
-            orders += 1
-    if not precision + recall:
-        return 0.0
-    precision, recall = precision / orders, recall / orders
-    return 100 * ((1 + BETA**2) * precision * recall / (BETA**2 * precision + recall))

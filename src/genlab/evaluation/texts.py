@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from genlab.errors import ConfigError
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
-from genlab.evaluation.progress import bar
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import subset
-from genlab.evaluation.sharding import from_first_rank, sharded, world
+from genlab.evaluation.sharding import bar, from_first_rank, sharded, world
 from genlab.evaluation.tables import write_table
 from genlab.modality import Text
 
@@ -40,7 +40,7 @@ def item_record(
         table: see evaluator.evaluate.
         examples: texts in the record.
     """
-    if judged.references is None and protocol.needs("pairs"):
+    if judged.items.references is None and protocol.needs_pairs:
         raise ConfigError(
             f"evaluation={protocol.name} compares with references, and these have none: give each line "
             '{"text": "...", "reference": "..."}'
@@ -49,10 +49,7 @@ def item_record(
     with bar(progress, f"{protocol.name}: samples", -(-judged.n // world()[1])) as shown:
         rows = sharded(judged.n, judged.unit, judged.group, lambda a, b: {"data": judged.read(a, b).data}, shown.update)
     seconds = time.perf_counter() - began
-    items = Items(
-        rows["data"], labels=judged.labels, prompts=judged.prompts, references=judged.references,
-        condition=judged.condition, modality=judged.modality,
-    )  # fmt: skip
+    items = replace(judged.items, data=rows["data"])
     groups, floor = [items], None
     if protocol.floor and (found := from_first_rank(lambda: real_texts(items, data, protocol))) is not None:
         real, floor = found
@@ -64,14 +61,14 @@ def item_record(
         **protocol.named(measured[0]),
         "signatures": measured[0].signatures,
         "generated": {**judged.facts, "seconds": round(seconds, 2), "per_second": round(judged.n / seconds, 2)},
-        "reference": {"with_samples": judged.references is not None, "split": protocol.reference_split},
+        "reference": {"with_samples": items.references is not None, "split": protocol.reference_split},
     }
     if floor is not None:
         record["floor"] = {"samples": floor, **protocol.named(measured[1])}
     if not isinstance(items.data, list):
         return record
     record["examples"] = [
-        {"text": text, **({"references": judged.references[i]} if judged.references else {})}
+        {"text": text, **({"references": items.references[i]} if items.references else {})}
         for i, text in enumerate(items.data[:examples])
     ]
     if table is not None:

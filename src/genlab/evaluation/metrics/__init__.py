@@ -14,6 +14,7 @@ from genlab.evaluation.metrics.fidelity import (
 )
 from genlab.evaluation.metrics.generated import (
     CodeValidity,
+    JudgeScores,
     TextCoherence,
     TextCopying,
     TextHarm,
@@ -28,7 +29,6 @@ from genlab.evaluation.metrics.given import (
     TextPseudoLikelihood,
     VariationalNLL,
 )
-from genlab.evaluation.metrics.judging import JudgeScores
 
 __all__ = [
     "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",

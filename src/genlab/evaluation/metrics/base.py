@@ -8,7 +8,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,8 +32,7 @@ class Items:
         data: uint8 images [N, C, H, W], N texts, or what else their modality has; of given items, rows of numbers.
         features: float32 [N, D] of the protocol's extractor.
         logits: float32 [N, K], likewise.
-        labels: int64 [N]: of generated items those asked for, of real ones their own.
-        condition: all that generated items were asked to be, N rows by the names of conditions.
+        condition: what generated items were asked to be, or real ones are, N rows by the names of conditions.
         modality: of the items; None: not known.
         labelled: whether the classes of the logits are the labels.
         prompts: what each text goes on from.
@@ -43,12 +42,16 @@ class Items:
     data: Any = None
     features: Tensor | None = None
     logits: Tensor | None = None
-    labels: Tensor | None = None
     labelled: bool = True
     prompts: list[str] | None = None
     references: list[list[str]] | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict)
     modality: Modality | None = None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [N], or None."""
+        return self.condition.get("label")
 
 
 class Metric(torchmetrics.Metric):
@@ -113,7 +116,7 @@ class Metric(torchmetrics.Metric):
         """
         if "training_texts" in self.needs and not hasattr(data, "texts"):
             raise ConfigError(f"evaluation={protocol.name} reads the training set: say which with data=NAME")
-        if "pairs" in self.needs and model is not None and not protocol.prompt:
+        if model is not None and not protocol.prompt and protocol.needs_pairs:
             raise ConfigError(
                 f"evaluation.metrics.{self.key} compares texts with references: set evaluation.prompt to the number of "
                 "tokens of a real text that the model goes on from, whose rest is the reference"
@@ -138,24 +141,32 @@ class Metric(torchmetrics.Metric):
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as primitives."""
-        return {name: _plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
+        return {name: plain(getattr(self, name)) for name in inspect.signature(type(self)).parameters}
 
     def record(self) -> dict[str, Any]:
         """What a config would name, with all settings."""
         return {"_target_": target_of(type(self)), **self.settings()}
 
     def keep(self, **settings: Any) -> None:
-        """Keeps arguments of the constructor under their names, where they are what its annotations allow.
+        """Keeps arguments of the constructor under their names.
 
         Raises:
-            ConfigError: a number below the N of Annotated[int, "ge N"].
+            ConfigError: see check_settings.
         """
-        allowed = typing.get_type_hints(type(self).__init__, include_extras=True)
+        check_settings(type(self).__init__, settings, f"metrics.{self.key}.")
         for name, value in settings.items():
-            least = re.search(r"'ge (\d+)'", str(allowed.get(name)))
-            if least and value is not None and (not isinstance(value, int) or value < int(least[1])):
-                raise ConfigError(f"evaluation.metrics.{self.key}.{name} is {value}: must be at least {least[1]}")
             setattr(self, name, value)
+
+    def at_least(self, setting: str, least: int, **items: Tensor) -> None:
+        """Refuses fewer items of a kind than a setting needs.
+
+        Raises:
+            ValueError: says how many there are.
+        """
+        if min(map(len, items.values())) < least:
+            counts = " and ".join(f"{len(rows)} {kind}" for kind, rows in items.items())
+            value = getattr(self, setting)
+            raise ValueError(f"evaluation.metrics.{self.key}.{setting} is {value}, there are {counts} samples")
 
 
 @dataclass
@@ -219,10 +230,25 @@ def _one(metric: Metric, name: str, judged: Items, reference: Items | None) -> t
     return values, missing, *extra
 
 
-def no_split(data: Any, split: str) -> ConfigError:
+def check_settings(owner: Any, settings: Mapping[str, Any], at: str = "") -> None:
+    """Refuses what the annotations of a function or class do not allow.
+
+    Raises:
+        ConfigError: a number below the N of Annotated[int, "ge N"], a word that a Literal does not have.
+    """
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for name, value in settings.items():
+        least, hint = re.search(r"'ge (\d+)'", str(hints.get(name))), hints.get(name)
+        if least and value is not None and (not isinstance(value, int) or value < int(least[1])):
+            raise ConfigError(f"evaluation.{at}{name} is {value}: must be at least {least[1]}")
+        if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ConfigError(f"evaluation.{at}{name}={value}: choose one of {choices}")
+
+
+def no_split(data: Any, split: str, key: str = "evaluation.reference_split") -> ConfigError:
     """That a data set has no such split, and which it has."""
-    known = ", ".join(data.manifest.splits)
-    return ConfigError(f"evaluation.reference_split={split}: {data.manifest.name} has only {known}")
+    return ConfigError(f"{key}={split}: {data.manifest.name} has only {', '.join(data.manifest.splits)}")
 
 
 def target_of(kind: type) -> str:
@@ -232,11 +258,15 @@ def target_of(kind: type) -> str:
     return f"{package if exported else kind.__module__}.{kind.__qualname__}"
 
 
-def _plain(value: Any) -> Any:
+def name_of(value: Any) -> str:
+    """An object's own name, else that of its class."""
+    return getattr(value, "name", None) or target_of(value if isinstance(value, type) else type(value))
+
+
+def plain(value: Any, leaf: Callable[[Any], Any] = name_of) -> Any:
+    """As primitives; `leaf` says what an object becomes."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return getattr(value, "name", None) or target_of(value if isinstance(value, type) else type(value))
+        return [plain(item, leaf) for item in value]
+    return {str(key): plain(item, leaf) for key, item in value.items()} if isinstance(value, Mapping) else leaf(value)

@@ -29,73 +29,11 @@ def fid(generated: Tensor, real: Tensor) -> float:
     """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-    _same_width(generated, real)
+    _checked(generated, real)
     if min(len(generated), len(real)) < 2:
         raise ValueError(f"a covariance needs 2 samples, there are {len(generated)} generated and {len(real)} real")
     moments = [fid_features_to_statistics(x.double()) for x in (generated, real)]
     return fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
-
-
-def kid(generated: Tensor, real: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
-    """Squared MMD, kernel (x.y / D + 1)^3, unbiased (Binkowski et al. 2018): mean and deviation over subsets."""
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-
-    _same_width(generated, real)
-    if min(len(generated), len(real)) < subset_size:
-        raise ValueError(
-            f"evaluation.metrics.kid.subset_size is {subset_size}, there are {len(generated)} generated and "
-            f"{len(real)} real samples"
-        )
-    result = kid_features_to_metric(
-        generated, real, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=RNG_SEED, verbose=False
-    )
-    return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
-
-
-def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016): mean and deviation over parts of a fixed permutation."""
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-
-    if len(logits) < splits:
-        raise ValueError(f"evaluation.metrics.inception_score.splits is {splits}, there are {len(logits)} samples")
-    result = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=RNG_SEED)
-    return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
-
-
-def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of generated items inside the real manifold, and the reverse (Kynkaanniemi et al. 2019, eq. 2)."""
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
-    _same_width(generated, real)
-    if min(len(generated), len(real)) <= neighbours:
-        raise ValueError(
-            f"evaluation.metrics.precision_recall.neighbours is {neighbours}, there are {len(generated)} generated and "
-            f"{len(real)} real samples"
-        )
-    large = max(len(generated), len(real)) > PAIR_BLOCK  # same blocks, same numbers, less memory
-    result = prc_features_to_metric(
-        generated, real, prc_neighborhood=neighbours, prc_batch_size=PAIR_BLOCK, save_cpu_ram=large, verbose=False
-    )
-    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
-
-
-def intra_fid(generated: Tensor, real: Tensor, labels: Tensor, real_labels: Tensor) -> dict[int, float]:
-    """FID within each class (Miyato and Koyama 2018, arXiv 1802.05637): by label.
-
-    Args:
-        generated: features [N, D].
-        real: features [M, D].
-        labels: int64 [N], each at least twice.
-        real_labels: int64 [M], the same set of labels, each at least twice.
-    """
-    classes = torch.cat([labels, real_labels]).unique().tolist()
-    values = {}
-    for label in classes:
-        a, b = generated[labels == label], real[real_labels == label]
-        if min(len(a), len(b)) < 2:
-            raise ValueError(f"label {label}: {len(a)} generated and {len(b)} real samples, FID needs 2 of both")
-        values[label] = fid(a, b)
-    return values
 
 
 def label_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -108,14 +46,15 @@ def confident(logits: Tensor, threshold: float = 0.9) -> float:
     return (logits.double().softmax(1).amax(1) > threshold).double().mean().item()
 
 
-def _same_width(generated: Tensor, real: Tensor) -> None:
+def _checked(generated: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     assert generated.ndim == real.ndim == 2, "features are [N, D]"
     assert generated.shape[1] == real.shape[1], f"features of {generated.shape[1]} and {real.shape[1]} dimensions"
     if not (torch.isfinite(generated).all() and torch.isfinite(real).all()):
         raise ValueError("features are not finite")
+    return generated, real
 
 
-# ---- the metrics of a protocol; their functions are above
+# ---- the metrics of a protocol
 
 
 class FeatureMetric(Metric):
@@ -124,6 +63,14 @@ class FeatureMetric(Metric):
     modality = "image"
     needs = frozenset({"features", "reference"})
 
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Generated [N, D], real [M, D].
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        return _checked(self.judged.features, self.reference.features)
+
 
 class FID(FeatureMetric):
     """See fid."""
@@ -131,7 +78,7 @@ class FID(FeatureMetric):
     key, outputs = "fid", ("fid",)
 
     def compute(self) -> float:
-        return fid(self.judged.features, self.reference.features)
+        return fid(*self.features())
 
     def notes(self, n: int, dimensions: int | None) -> list[str]:
         """That it is biased, where a covariance is singular."""
@@ -140,7 +87,7 @@ class FID(FeatureMetric):
 
 
 class KID(FeatureMetric):
-    """See kid.
+    """Squared MMD, kernel (x.y / D + 1)^3, unbiased (Binkowski et al. 2018): mean and deviation over subsets.
 
     Args:
         subsets: random subsets over which it is averaged.
@@ -154,11 +101,19 @@ class KID(FeatureMetric):
         self.keep(subsets=subsets, subset_size=subset_size)
 
     def compute(self) -> tuple[float, float]:
-        return kid(self.judged.features, self.reference.features, self.subsets, self.subset_size)
+        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+        generated, real = self.features()
+        self.at_least("subset_size", self.subset_size, generated=generated, real=real)
+        result = kid_features_to_metric(
+            generated, real, kid_subsets=self.subsets, kid_subset_size=self.subset_size, rng_seed=RNG_SEED,
+            verbose=False,
+        )  # fmt: skip
+        return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
 
 
 class PrecisionRecall(FeatureMetric):
-    """See precision_recall.
+    """Share of generated items inside the real manifold, and the reverse (Kynkaanniemi et al. 2019, eq. 2).
 
     Args:
         neighbours: k of the manifold's radius.
@@ -171,7 +126,16 @@ class PrecisionRecall(FeatureMetric):
         self.keep(neighbours=neighbours)
 
     def compute(self) -> tuple[float, float]:
-        return precision_recall(self.judged.features, self.reference.features, self.neighbours)
+        from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+        generated, real = self.features()
+        self.at_least("neighbours", self.neighbours + 1, generated=generated, real=real)
+        large = max(len(generated), len(real)) > PAIR_BLOCK  # same blocks, same numbers, less memory
+        result = prc_features_to_metric(
+            generated, real, prc_neighborhood=self.neighbours, prc_batch_size=PAIR_BLOCK, save_cpu_ram=large,
+            verbose=False,
+        )  # fmt: skip
+        return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
 
 
 class DensityCoverage(FeatureMetric):
@@ -188,31 +152,32 @@ class DensityCoverage(FeatureMetric):
         self.keep(neighbours=neighbours)
 
     def compute(self) -> tuple[float, float]:
-        features, real = self.judged.features, self.reference.features
-        _same_width(features, real)
-        if len(real) <= self.neighbours:
-            raise ValueError(
-                f"evaluation.metrics.{self.key}.neighbours is {self.neighbours}, there are {len(real)} real samples"
-            )
-        return density_coverage(features, real, self.neighbours)
+        generated, real = self.features()
+        self.at_least("neighbours", self.neighbours + 1, real=real)
+        return density_coverage(generated, real, self.neighbours)
 
 
 class IntraFID(FeatureMetric):
-    """See intra_fid: the mean over labels, the worst, and its label."""
+    """FID within each class (Miyato and Koyama 2018, arXiv 1802.05637): the mean over labels, the worst, its label.
+
+    Both sides have the same set of labels, each at least twice.
+    """
 
     key, outputs = "intra_fid", ("intra_fid", "intra_fid_worst", "intra_fid_worst_label")
 
     def compute(self) -> tuple[float, float, float]:
-        for items, which in (
-            (self.judged, "samples were not made for a label"),
-            (self.reference, "real items have no labels"),
-        ):
-            if items.labels is None:
+        (generated, real), labels, real_labels = self.features(), self.judged.labels, self.reference.labels
+        for side, which in ((labels, "samples were not made for a label"), (real_labels, "real items have no labels")):
+            if side is None:
                 raise NotApplicable(f"the {which}")
-        values = intra_fid(self.judged.features, self.reference.features, self.judged.labels, self.reference.labels)
+        values = {}
+        for label in torch.cat([labels, real_labels]).unique().tolist():
+            a, b = generated[labels == label], real[real_labels == label]
+            if min(len(a), len(b)) < 2:
+                raise ValueError(f"label {label}: {len(a)} generated and {len(b)} real samples, FID needs 2 of both")
+            values[label] = fid(a, b)
         worst = max(values, key=lambda label: values[label])
-        mean = float(np.mean(list(values.values())))
-        return mean, values[worst], float(worst)
+        return float(np.mean(list(values.values()))), values[worst], float(worst)
 
 
 class NearestNeighbours(FeatureMetric):
@@ -222,8 +187,7 @@ class NearestNeighbours(FeatureMetric):
     closest_pairs = True
 
     def compute(self) -> tuple[float, ...]:
-        _same_width(self.judged.features, self.reference.features)
-        return astuple(memorisation(self.judged.features, self.reference.features))
+        return astuple(memorisation(*self.features()))
 
 
 class LogitMetric(Metric):
@@ -254,7 +218,7 @@ class LogitMetric(Metric):
 
 
 class InceptionScore(LogitMetric):
-    """See inception_score.
+    """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016): mean and deviation over parts of a fixed permutation.
 
     Args:
         splits: parts over which it is averaged.
@@ -267,7 +231,12 @@ class InceptionScore(LogitMetric):
         self.keep(splits=splits)
 
     def compute(self) -> tuple[float, float]:
-        return inception_score(self.logits(), self.splits)
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+        logits = self.logits()
+        self.at_least("splits", self.splits, generated=logits)
+        result = isc_features_to_metric(logits, splits=self.splits, shuffle=True, rng_seed=RNG_SEED)
+        return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
 
 
 class LabelAccuracy(LogitMetric):

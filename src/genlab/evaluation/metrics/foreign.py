@@ -12,7 +12,7 @@ import torchmetrics
 from torch import Tensor
 
 from genlab.errors import ConfigError
-from genlab.evaluation.metrics.base import Items, Metric, NotApplicable, _plain, target_of
+from genlab.evaluation.metrics.base import Items, Metric, NotApplicable, plain, target_of
 
 PART = 100  # items in one call of `update`
 LISTS = re.compile(r"(Sequence|[Ll]ist)\[[^\]]*(Sequence|[Ll]ist)\[")  # an annotation with lists of lists
@@ -98,7 +98,7 @@ class Foreign(Metric):
         kind = type(self.metric)
         names = inspect.signature(kind).parameters
         kept = {name: getattr(self.metric, name) for name in names if hasattr(self.metric, name)}
-        return {"_target_": target_of(kind), **_plain(kept if self.given is None else dict(self.given))}
+        return {"_target_": target_of(kind), **plain(kept if self.given is None else dict(self.given))}
 
 
 def adapted(name: str, metric: Any) -> Metric:
@@ -119,10 +119,10 @@ def adapted(name: str, metric: Any) -> Metric:
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """What `compute` gave, as numbers: a dict's by its keys, several as NAME_0, NAME_1, ..."""
+    """What `compute` gave, as numbers: a dict's as NAME_KEY, several as NAME_0, NAME_1, ..."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(inner, str(key))
+            yield from _numbers(inner, f"{name}_{key}")
     elif isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.numel() > 1):
         for i, inner in enumerate(value):
             yield from _numbers(inner, f"{name}_{i}")

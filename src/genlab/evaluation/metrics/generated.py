@@ -1,4 +1,7 @@
-"""Metrics of generated texts; what they compute stands in the modules of their names (text, copying, harm, ...)."""
+"""Metrics of generated texts; what they compute stands in the modules of their names (text, copying, harm, ...).
+
+And of items of any modality, what a judge says of them.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from genlab.errors import ConfigError
 from genlab.evaluation import coherence
 from genlab.evaluation.code import code_validity
 from genlab.evaluation.copying import Copied, copying
-from genlab.evaluation.harm import TextClassifier, count_listed, read_words, scores_of
+from genlab.evaluation.harm import TextClassifier, count_listed, read_words
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.sharding import from_first_rank
+from genlab.judges import Judge
+from genlab.samples import Samples
 
 Tokenize = Literal["13a", "intl", "zh", "char", "none"]
 Sentences = Literal["newline", "punctuation"]
@@ -46,7 +51,7 @@ class TextQuality(TextMetric):
         self.keep(tokenize=tokenize, sentences=sentences)
 
     def compute(self) -> dict[str, float]:
-        from genlab.evaluation.text import text_quality  # here: torchmetrics.text takes seconds
+        from genlab.evaluation.text import text_quality  # here: it takes time
 
         texts, references = self.judged.data, self.judged.references
         values, self.signatures = text_quality(texts, references, self.tokenize, self.sentences)
@@ -193,13 +198,19 @@ class TextHarm(TextMetric):
             values |= self.signed(listed, f"words:{len(words)}|case:lc")
             self.columns["listed words"] = list(counts)
         if self.classifier is not None:
-            scores = scores_of(texts, self.classifier)
+            scores = [float(score) for score in self.classifier.score(list(texts))]
+            finite = sum(map(math.isfinite, scores))
+            if not len(scores) == finite == len(texts):
+                raise ConfigError(
+                    f"evaluation.metrics.{self.key}.classifier: {self.classifier.name} gave {finite} finite scores for "
+                    f"{len(texts)} texts; its score() must give one a text"
+                )
             scored = {
                 "classifier_mean": math.fsum(scores) / len(scores),
                 "classifier_share": sum(score >= self.threshold for score in scores) / len(scores),
             }
             values |= self.signed(scored, f"classifier:{self.classifier.name}|threshold:{self.threshold}")
-            self.columns["classifier"] = list(scores)
+            self.columns["classifier"] = scores
         return values
 
 
@@ -237,3 +248,31 @@ class VerseForm(TextMetric):
         kept = [form == wanted and form in FORMS.values() for form, wanted in zip(found, self._asked, strict=True)]
         self.columns |= {"form asked for": list(self._asked), "form": list(found)}
         return self.signed({"verse_form": sum(kept) / len(kept)}, "lines and their lengths")
+
+
+class JudgeScores(Metric):
+    """Mean and standard deviation (n - 1) of a judge's numbers; each item's own is a column of the table.
+
+    Args:
+        judge: a genlab.judges.Judge; it is handed the items and what they were asked to be.
+    """
+
+    key = "judge"
+    needs = frozenset({"samples"})
+    outputs = ("judge_mean", "judge_std")
+    split_in_name = False
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.keep(judge=judge)
+        self.modality = judge.modality
+
+    def compute(self) -> dict[str, float]:
+        items = self.judged
+        if items.modality is None or len(items.data) < 2:
+            raise NotApplicable("a judge needs two items at least, of a known modality")
+        condition = {name: rows.tolist() for name, rows in items.condition.items()}
+        condition |= {} if items.prompts is None else {"prompt": items.prompts}
+        scores = self.judge(Samples(items.modality, items.data), condition)
+        self.columns = {"score": scores.tolist()}
+        return {"judge_mean": float(scores.mean()), "judge_std": float(scores.std())}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from genlab.errors import ConfigError
 from genlab.evaluation import likelihood
-from genlab.evaluation.metrics.base import Metric, no_split
-from genlab.evaluation.reference import subset
+from genlab.evaluation.metrics.base import Metric
+from genlab.evaluation.reference import read_items, subset
 from genlab.evaluation.sharding import from_first_rank, sharded
 from genlab.evaluation.windows import SlidingWindows, windows_of
 
@@ -28,13 +28,15 @@ class Given(Metric):
         facts: what was read, for the record.
     """
 
-    def __init__(self, batch: int) -> None:
+    needs = frozenset({"reference"})
+
+    def __init__(self, batch: int, **settings: Any) -> None:
         super().__init__()
-        self.keep(batch=batch)
+        self.keep(batch=batch, **settings)
         self.facts: dict[str, Any] = {}
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
-        """Also that the model has the capability, and the data the split."""
+        """Also that the model has the capability."""
         super().check(model, data, protocol)
         assert self.capability is not None
         if not isinstance(model, self.capability):
@@ -43,16 +45,10 @@ class Given(Metric):
                 f"evaluation={protocol.name}: {type(model).__name__} cannot give a {self.key.replace('_', ' ')}, it "
                 f"has no {gives}(); choose another protocol"
             )
-        if protocol.reference_split not in data.manifest.splits:
-            raise no_split(data, protocol.reference_split)
 
     def source(self, model: Any, data: Any, protocol: Any) -> Any:
         """What is read; its `rows` are windows that must be read side by side and in order, or None."""
         return data.source(protocol.reference_split)
-
-    def finish(self, data: Any, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A batch as the model reads it."""
-        return data.finish(raw, "test")  # never augmented
 
     def score(self, model: Any, batch: Mapping[str, Tensor]) -> Rows:
         """By name, a number an item, [B] each."""
@@ -69,10 +65,8 @@ class Given(Metric):
             raise ConfigError("evaluation.n: contiguous windows are read from the first to the last; leave it null")
 
         def work(start: int, stop: int) -> Rows:
-            part = ids[start:stop]
-            raw = {"id": part, "position": part, **source.batch(part, torch.zeros_like(part))}
-            batch = self.finish(data, {key: value.to(device) for key, value in raw.items()})
-            return {key: value.cpu() for key, value in self.score(model, batch).items()}
+            rows = self.score(model, read_items(data, source, ids[start:stop], device))
+            return {key: value.cpu() for key, value in rows.items()}
 
         with torch.no_grad():
             if together is None:
@@ -110,8 +104,7 @@ class VariationalNLL(Given):
     key, modality, capability = "variational_bound", "image", likelihood.VariationalBound
 
     def __init__(self, terms: Count | None = None, batch: Count = 100) -> None:
-        super().__init__(batch)
-        self.keep(terms=terms)
+        super().__init__(batch, terms=terms)
 
     def score(self, model: likelihood.VariationalBound, batch: Mapping[str, Tensor]) -> Rows:
         return model.variational_bound(batch, terms=self.terms)
@@ -128,8 +121,7 @@ class ImportanceWeightedNLL(Given):
     key, modality, capability = "importance_nll", "image", likelihood.ImportanceNLL
 
     def __init__(self, draws: Count = 200, batch: Count = 100) -> None:
-        super().__init__(batch)
-        self.keep(draws=draws)
+        super().__init__(batch, draws=draws)
 
     def score(self, model: likelihood.ImportanceNLL, batch: Mapping[str, Tensor]) -> Rows:
         return {f"{name}_iw{self.draws}": rows for name, rows in model.importance_nll(batch, self.draws).items()}
@@ -176,8 +168,7 @@ class TextLikelihood(Given):
     capability: ClassVar[type | None] = likelihood.LogLikelihood
 
     def __init__(self, context: Count | None = None, stride: Count | None = None, batch: Count = 100) -> None:
-        super().__init__(batch)
-        self.keep(context=context, stride=stride)
+        super().__init__(batch, context=context, stride=stride)
 
     def name_parts(self) -> list[str]:
         return [f"{key}{value}" for key in ("context", "stride") if (value := getattr(self, key)) is not None]
@@ -190,9 +181,6 @@ class TextLikelihood(Given):
         sums, counts = self.scores(model, batch)
         context = torch.full((len(counts),), batch["input_ids"].shape[1])
         return {"sum": sums.double(), "tokens": counts.long(), "context": context}
-
-    def finish(self, data: Any, raw: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return raw
 
     def source(self, model: Any, data: Any, protocol: Any) -> Any:
         at = f"evaluation.metrics.{self.key}"
