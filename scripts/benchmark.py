@@ -100,10 +100,10 @@ def noise_share(repeats: int) -> dict[str, Any]:
         config = compose_config(ROOT / "conf", "train", ["model=gpt"])
         network: Any = build_model(config).eval().to(device).network
         tokens, steps = torch.zeros(16, 1, dtype=torch.int64, device=device), 500
-        cache = network(input_ids=tokens.expand(-1, 32), use_cache=True).past_key_values
+        cache = network(input_ids=tokens.expand(-1, 32), use_cache=True).cache
         seeds, k = torch.arange(16, device=device).repeat(steps), torch.arange(steps, device=device)
         drawn = clock(lambda: noise.uniform(seeds, (Stream.STEP, k.repeat_interleave(16)), ()), repeats)
-        read = clock(lambda: network(input_ids=tokens, past_key_values=cache, use_cache=True), repeats)
+        read = clock(lambda: network(input_ids=tokens, cache=cache, use_cache=True), repeats)
         shares = [a / steps / b for a, b in zip(drawn, read, strict=True)]
         result["model=gpt, 16 texts, a token"] = summary(shares)
     return result
