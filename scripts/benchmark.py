@@ -4,7 +4,7 @@ Absolute times of a machine say little; what is compared here runs alternately o
 the ratios is given with their range.
 
     ranks      the default job (train.py) on two ranks against one rank, one thread each: samples a second
-    kernels    CPU time of one thread: fused AdamW, GELU in one operation, seeding, keyed noise, each over its alternative
+    kernels    CPU time of one thread: fused AdamW, GELU, seeding, keyed noise, each over its alternative
     noise      keyed noise against the network it feeds, for one sampling step of shipped experiments: share of the time
     answers    40 mistakes drawn from all groups of conf, each as a command: seconds to the answer, nearest keys right
     start      `python train.py` on a warm cache: seconds to the end of the first training step
@@ -316,8 +316,8 @@ def protection(repeats: int) -> dict[str, Any]:
 
 
 MEASURED: dict[str, Callable[[int], dict[str, Any]]] = {
-    "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers, "start": start,
-    "text": text, "protection": protection,
+    "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
+    "start": start, "text": text, "protection": protection,
 }  # fmt: skip
 
 

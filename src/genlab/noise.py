@@ -106,14 +106,15 @@ def _words(seeds: Tensor, stream: StreamKey, blocks: int) -> Words:
     assert seeds.ndim == 1, f"seeds: expected int64 [B], got {tuple(seeds.shape)}"
     parts: Sequence[Any] = stream if isinstance(stream, tuple) else (stream,)
     assert len(parts) <= 2, f"stream: one or two integers, got {len(parts)}"
+    keys: Any = seeds
     index: Any = torch.arange(blocks, device=seeds.device)
     # On a CPU by numpy, which starts an operation in a third of torch's time and multiplies integers faster.
     by_numpy = seeds.device.type == "cpu" and not torch.compiler.is_compiling()
     if by_numpy:
-        seeds, index, *parts = (x.numpy() if isinstance(x, Tensor) else x for x in (seeds, index, *parts))
-    zero = seeds & 0
+        keys, index, *parts = (x.numpy() if isinstance(x, Tensor) else x for x in (keys, index, *parts))
+    zero = keys & 0
     a, b = ((zero + part)[:, None] for part in (*parts, 0)[:2])
-    key = (seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None]
+    key = (keys & _MASK)[:, None], ((keys >> 32) & _MASK)[:, None]
     words = _philox((index[None], a, b, zero[:, None]), key)
     return tuple(map(torch.from_numpy, words)) if by_numpy else words  # type: ignore[return-value]
 
