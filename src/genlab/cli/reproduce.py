@@ -32,6 +32,9 @@ directory. A run that was cut short is set beside the paper's curve at as many s
 # What makes two runs the same experiment; where a run was executed and what was measured afterwards does not matter.
 NODES = ("model", "data", "optimizer")
 SCHEDULE = ("warmup", "decay", "final_lr")
+# Nor does how the same function is computed: other kernels, other last bits.
+KERNELS = ("optimizer.fused",)
+SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu_new"}
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
     """The runs of this configuration, whatever their seed, devices and length; of one name the last."""
-    neutral = frozenset({*NOT_HASHED, "data.seed", "data.limit_val", "data.val_batch_size"})
+    neutral = frozenset({*NOT_HASHED, *KERNELS, "data.seed", "data.limit_val", "data.val_batch_size"})
 
     def kept(whole: Mapping[str, Any]) -> dict[str, Any]:
-        nodes = without({node: whole.get(node) for node in NODES}, neutral)
+        nodes = _functions(without({node: whole.get(node) for node in NODES}, neutral))
         return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in SCHEDULE}}
 
     wanted = kept(config)
@@ -125,6 +128,13 @@ def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
         return same(had, _without_new_defaults(wanted, had))
 
     return list({run.path.name: run for run in runs if is_same(run)}.values())
+
+
+def _functions(node: Any) -> Any:
+    """A configuration with the first of several names of a function in the place of the others."""
+    if isinstance(node, Mapping):
+        return {key: _functions(value) for key, value in node.items()}
+    return SAME_FUNCTION.get(node, node) if isinstance(node, str) else node
 
 
 def _without_new_defaults(wanted: Any, had: Any) -> Any:
