@@ -4,6 +4,7 @@ Absolute times of a machine say little; what is compared here runs alternately o
 the ratios is given with their range.
 
     ranks      the default job (train.py) on two ranks against one rank, one thread each: samples a second
+    kernels    CPU time of one thread: fused AdamW, GELU, seeding, keyed noise, each over its alternative
     noise      keyed noise against the network it feeds, for one sampling step of shipped experiments: share of the time
     answers    40 mistakes drawn from all groups of conf, each as a command: seconds to the answer, nearest keys right
     start      `python train.py` on a warm cache: seconds to the end of the first training step
@@ -15,6 +16,7 @@ the ratios is given with their range.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -100,13 +102,60 @@ def noise_share(repeats: int) -> dict[str, Any]:
         config = compose_config(ROOT / "conf", "train", ["model=gpt"])
         network: Any = build_model(config).eval().to(device).network
         tokens, steps = torch.zeros(16, 1, dtype=torch.int64, device=device), 500
-        cache = network(input_ids=tokens.expand(-1, 32), use_cache=True).past_key_values
+        cache = network(input_ids=tokens.expand(-1, 32), use_cache=True).cache
         seeds, k = torch.arange(16, device=device).repeat(steps), torch.arange(steps, device=device)
         drawn = clock(lambda: noise.uniform(seeds, (Stream.STEP, k.repeat_interleave(16)), ()), repeats)
-        read = clock(lambda: network(input_ids=tokens, past_key_values=cache, use_cache=True), repeats)
+        read = clock(lambda: network(input_ids=tokens, cache=cache, use_cache=True), repeats)
         shares = [a / steps / b for a, b in zip(drawn, read, strict=True)]
         result["model=gpt, 16 texts, a token"] = summary(shares)
     return result
+
+
+def kernels(repeats: int) -> dict[str, Any]:
+    """Ratios of CPU time (process_time) of one thread, which other jobs of a machine hardly change."""
+    import torch
+    from transformers.activations import ACT2FN
+
+    from genlab import noise
+    from genlab.callbacks.conductor import seed_all
+    from genlab.cli.build import build_model
+    from genlab.cli.compose import compose_config
+
+    torch.set_num_threads(1)
+    network: Any = build_model(compose_config(ROOT / "conf", "train", ["model=gpt"]))
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    fused, plain = (torch.optim.AdamW(network.parameters(), lr=1e-6, fused=choice) for choice in (True, None))
+    x = torch.randn(12, 64, 512, requires_grad=True)  # what the feed-forward networks of that recipe hold
+
+    def gelu(name: str) -> None:
+        ACT2FN[name](x).sum().backward()
+
+    cases: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {
+        "AdamW of model=gpt, fused over not": (fused.step, plain.step, 10),
+        "GELU forward and backward, gelu_pytorch_tanh over gelu_new": (
+            lambda: gelu("gelu_pytorch_tanh"), lambda: gelu("gelu_new"), 10,
+        ),
+        "seeding a batch over torch.manual_seed": (lambda: seed_all(0, 1, 0), lambda: torch.manual_seed(1), 100),
+    }  # fmt: skip
+    for rows, n, calls in ((256, 3072, 2), (64, 784, 10)):
+        draw = functools.partial(noise.normal, torch.arange(rows), (noise.Stream.STEP, 0), (n,))
+        cases[f"keyed noise {rows} x {n} over torch.randn"] = draw, functools.partial(torch.randn, rows, n), calls
+    result: dict[str, Any] = {}
+    for name, (ours, theirs, calls) in cases.items():
+        pairs = [(cpu_seconds(ours, calls), cpu_seconds(theirs, calls)) for _ in range(repeats)]
+        milliseconds = 1e3 * statistics.median(a for a, _ in pairs)
+        result[name] = summary([a / b for a, b in pairs]) | {"milliseconds": milliseconds}
+    return result
+
+
+def cpu_seconds(function: Callable[[], Any], calls: int) -> float:
+    """CPU time of one of `calls` calls, after one that is not counted."""
+    function()
+    began = time.process_time()
+    for _ in range(calls):
+        function()
+    return (time.process_time() - began) / calls
 
 
 def wait(device: Any) -> None:
@@ -267,8 +316,8 @@ def protection(repeats: int) -> dict[str, Any]:
 
 
 MEASURED: dict[str, Callable[[int], dict[str, Any]]] = {
-    "ranks": ranks, "noise": noise_share, "inception": inception, "answers": answers, "start": start,
-    "text": text, "protection": protection,
+    "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
+    "start": start, "text": text, "protection": protection,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,29 @@ def test_sampling_writes_a_grid_and_single_files_that_name_their_origin(shell: S
     assert image.info["run"] == run.path.name
     error = shell("sample.py", f"run={run.path.name}", "condition.label=12", code=2)
     assert "0 to 9" in error
+
+
+def test_one_item_is_made_alone_where_the_chunk_is_one(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genlab.models.gan import GAN
+
+    run, rows, generate = shell.runs()[0], [], GAN.generate
+
+    def counted(self: GAN, seeds: torch.Tensor, *rest: Any) -> Any:
+        rows.append(len(seeds))
+        return generate(self, seeds, *rest)
+
+    monkeypatch.setattr(GAN, "generate", counted)
+    shell("sample.py", f"run={run.path.name}", "n=1", "chunk_size=1", "out=one")
+    assert rows == [1]
+    assert Image.open(shell.folder / "one" / "000000.png").info["chunk_size"] == "1"
+    protocol = ("evaluation=debug", "evaluation.extractor=mnist-cnn", "evaluation.reference_split=train")
+    output = shell("evaluate.py", f"run={run.path.name}", "chunk_size=3", *protocol)
+    assert set(rows[1:]) == {3}
+    record = next(run.path.glob("evaluation/*-chunk3-*.json"))
+    assert record.name in output
+    assert json.loads(record.read_text())["generated"]["chunk_size"] == 3
+    record.unlink()  # the next tests look for their own
+    assert "chunk_size" in shell("sample.py", f"run={run.path.name}", "chunk_size=0", code=2)
 
 
 def test_a_finished_run_is_extended_but_not_changed(shell: Shell) -> None:

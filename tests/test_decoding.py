@@ -71,7 +71,7 @@ def reached(sampler: TokenSampler, logits: Tensor, tokens: Tensor | None = None)
     n = 20_000
     grid = (torch.arange(n) + 0.5) / n
     tokens = None if tokens is None else tokens.expand(n, -1)
-    return torch.bincount(sampler.choose(logits.expand(n, -1), grid, tokens), minlength=logits.shape[1]) / n
+    return torch.bincount(sampler.choose(logits.expand(n, -1), grid, tokens)[0], minlength=logits.shape[1]) / n
 
 
 def test_truncations_of_a_known_distribution() -> None:
@@ -104,10 +104,25 @@ def test_truncations_and_penalty_are_those_of_transformers() -> None:
             expected = warper(held, logits.clone()).softmax(1)[0]
             torch.testing.assert_close(reached(sampler, logits, held), expected, atol=3e-4, rtol=0)
     logits = torch.tensor([[2.0, -1.0, 1.5]])
-    penalised = TokenSampler(temperature=0, repetition_penalty=2.0).choose(
+    penalised, log_p = TokenSampler(temperature=0, repetition_penalty=2.0).choose(
         logits, torch.zeros(1), torch.tensor([[0, -1]])
     )
     assert penalised.tolist() == [2]
+    torch.testing.assert_close(log_p, logits.double().log_softmax(1)[:, 2])  # without the penalty
+
+
+@pytest.mark.parametrize("options", [{"top_k": 40}, {"top_k": 40, "top_p": 0.8, "temperature": 0.7}, {"top_p": 0.6}])
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_shortlist_changes_no_token(options: dict[str, Any], ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    logits, uniform, sampler = 3 * torch.randn(400, 3000), torch.rand(400), TokenSampler(**options)
+    logits = logits.round() if ties else logits
+    assert (sampler._shortlist(logits.double() / sampler.temperature, None) is None) == ties
+    found, log_p = sampler.choose(logits, uniform)
+    monkeypatch.setattr(TokenSampler, "_shortlist", lambda *_: None)
+    expected, same = sampler.choose(logits, uniform)
+    assert torch.equal(found, expected)
+    assert torch.equal(log_p, same)
 
 
 # ---- rows

@@ -151,7 +151,7 @@ def test_gan_items_do_not_depend_on_their_neighbours() -> None:
 
 def empirical(sampler: TokenSampler, logits: Tensor, n: int = 200_000) -> Tensor:
     torch.manual_seed(0)
-    chosen = sampler.choose(logits.expand(n, -1), torch.rand(n))
+    chosen, _ = sampler.choose(logits.expand(n, -1), torch.rand(n))
     return torch.bincount(chosen, minlength=logits.shape[-1]) / n
 
 
@@ -164,7 +164,7 @@ def test_token_frequencies_equal_the_tempered_truncated_distribution() -> None:
     torch.testing.assert_close(empirical(TokenSampler(top_k=2), logits), top2, atol=0.004, rtol=0)
     # probabilities 0.595, 0.219, 0.133, ...: the smallest set that reaches 0.7 is the first two
     torch.testing.assert_close(empirical(TokenSampler(top_p=0.7), logits), top2, atol=0.004, rtol=0)
-    greedy = TokenSampler(temperature=0.0).choose(logits.expand(3, -1), torch.rand(3))
+    greedy, _ = TokenSampler(temperature=0.0).choose(logits.expand(3, -1), torch.rand(3))
     assert greedy.tolist() == [0, 0, 0]
 
 
@@ -186,7 +186,7 @@ def test_extreme_uniforms_stay_inside_the_kept_tokens() -> None:
     logits = torch.tensor([[0.0, 5.0, 1.0, -2.0]])
     sampler = TokenSampler(top_k=2)
     edge = torch.tensor([0.0, math.nextafter(1.0, 0.0), 1.0])
-    assert set(sampler.choose(logits.expand(3, -1), edge).tolist()) <= {1, 2}
+    assert set(sampler.choose(logits.expand(3, -1), edge)[0].tolist()) <= {1, 2}
 
 
 # ---- schedule

@@ -48,6 +48,33 @@ def test_the_training_path_is_that_of_transformers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_compiled_training_has_no_dense_mask(kind: str) -> None:
+    """What torch.compile is given: attention that is said to be causal, so that its fused kernels can be taken."""
+    model, batch = language_model(kind), batch_of(rows=3, length=11)
+    expected = model.losses(batch)["loss"]
+    attention, dense = [], []
+
+    def record(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        for node in graph.graph.nodes:
+            if node.target is nn.functional.scaled_dot_product_attention:
+                attention.append((node.kwargs["attn_mask"], node.kwargs["is_causal"]))
+            value = node.meta.get("example_value")
+            if isinstance(value, Tensor) and value.shape[-2:] == (11, 11):
+                dense.append(node)
+        return graph.forward
+
+    model.network.compile(backend=record)
+    torch.testing.assert_close(model.losses(batch)["loss"], expected)
+    assert attention == [(None, True)] * 2
+    assert not dense
+    model.log_likelihood(batch)
+    assert attention == [(None, True)] * 2
+    model.network(input_ids=batch["input_ids"], use_cache=False)  # as transformers has it
+    assert dense
+    assert model.network.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_unequal_prompts_go_on_as_in_transformers(kind: str) -> None:
     """Greedy, against transformers' left padding with its mask and positions."""
     model, rows = language_model(kind), [[3], [1, 2, 3, 4, 5], [6, 6, 2]]
@@ -90,10 +117,10 @@ def test_awd_lstm_is_torchs_lstm_and_its_state_goes_on() -> None:
     hidden, _ = theirs(ours.embedding(ids))
     torch.testing.assert_close(logits, hidden @ ours.embedding.weight.T)
     first = ours(ids[:, :4], use_cache=True)
-    second = ours(ids[:, 4:], past_key_values=first.past_key_values)
+    second = ours(ids[:, 4:], cache=first.cache)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), logits)
-    assert second.past_key_values is None
-    cut = first.past_key_values.detach()
+    assert second.cache is None
+    cut = first.cache.detach()
     assert not any(part.requires_grad for layer in cut.layers for part in layer)
 
 

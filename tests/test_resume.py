@@ -8,9 +8,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from runs import assert_same_state, log, new_run, rows, small_run, start, work
+
+from genlab.callbacks.conductor import seed_all
 
 FAMILIES = ["ddpm", "gan", "gpt"]  # one of each kind: the contract test runs every config
 ELSEWHERE = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -80,6 +84,13 @@ def test_a_finished_run_is_extended(tmp_path: Path) -> None:
     assert a["samples"] == b["samples"] == 96
     assert all((a["state_dict"][k] == b["state_dict"][k]).all() for k in a["state_dict"])
     assert any("val/loss" in row and row["samples"] == 60 for row in rows(run)), "rows of the first end are kept"
+
+
+def test_a_batch_is_seeded_as_by_manual_seed() -> None:
+    seed_all(3, 128, 0)
+    state, word = torch.get_rng_state(), np.random.SeedSequence([3, 128, 0]).generate_state(3, np.uint64)[0]
+    torch.manual_seed(int(word) & (2**63 - 1))
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_data_that_has_changed_is_refused(tmp_path: Path) -> None:

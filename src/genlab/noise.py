@@ -2,7 +2,8 @@
 
 Row i of every result depends on `seeds[i]`, the stream and the shape of one item, never on the batch, its size or the
 device: the same item gets the same noise in any chunk, on any rank. The generator is Philox4x32-10 of Salmon et al.,
-"Parallel random numbers: as easy as 1, 2, 3" (SC 2011), in plain torch: eager, compiled and numpy give the same bits.
+"Parallel random numbers: as easy as 1, 2, 3" (SC 2011), in operators that torch and numpy share: eager, compiled and
+numpy give the same bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from operator import imul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers of the rounds
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # what each round adds to the key (Weyl sequence)
 _MASK = 0xFFFFFFFF
 
-Words = tuple[Tensor, Tensor, Tensor, Tensor]
+Words = tuple[Any, Any, Any, Any]  # int64 tensors or arrays of numpy
 StreamKey = int | Tensor | tuple[int | Tensor, ...]
 
 
@@ -57,7 +60,7 @@ def bits(seeds: Tensor, stream: StreamKey, n: int) -> Tensor:
     Returns:
         int64 [B, n], values in [0, 2**32).
     """
-    return torch.stack(_words(seeds, stream, -(-n // 4)), -1).flatten(1)[:, :n]
+    return _interleaved(_words(seeds, stream, -(-n // 4)), torch.int64)[:, :n]
 
 
 def uniform(seeds: Tensor, stream: StreamKey, shape: Sequence[int]) -> Tensor:
@@ -78,30 +81,45 @@ def normal(seeds: Tensor, stream: StreamKey, shape: Sequence[int]) -> Tensor:
     """
     n = math.prod(shape)
     w0, w1, w2, w3 = _words(seeds, stream, -(-n // 4))
-    z = torch.stack((*_box_muller(w0, w1), *_box_muller(w2, w3)), -1)
-    return z.flatten(1)[:, :n].reshape(len(seeds), *shape)
+    z = _interleaved((*_box_muller(w0, w1), *_box_muller(w2, w3)), torch.float32)
+    return z[:, :n].reshape(len(seeds), *shape)
 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Two words -> two independent normals: r cos(a), r sin(a) with r = sqrt(-2 log U), U in (0, 1), a = 2 pi V."""
+    """Two words -> two normals, float64: r cos(a), r sin(a) with r = sqrt(-2 log U), U in (0, 1), a = 2 pi V."""
     r = u.to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     a = v.to(torch.float64).mul_(2 * math.pi * 2.0**-32)
-    return (r * a.cos()).to(torch.float32), (r * a.sin()).to(torch.float32)
+    return a.cos().mul_(r), a.sin_().mul_(r)
+
+
+def _interleaved(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """[B, blocks * len(parts)]: the first of all parts [B, blocks], then their second, ... (torch.stack is slower)."""
+    whole = torch.empty(*parts[0].shape, len(parts), dtype=dtype, device=parts[0].device)
+    for i, part in enumerate(parts):
+        whole[..., i] = part
+    return whole.flatten(1)
 
 
 def _words(seeds: Tensor, stream: StreamKey, blocks: int) -> Words:
     """Philox of the counters (0..blocks-1, a, b, 0) under the keys `seeds`: 4 words, each int64 [B, blocks]."""
     assert seeds.dtype == torch.int64, f"seeds: expected int64 [B], got {seeds.dtype}"
     assert seeds.ndim == 1, f"seeds: expected int64 [B], got {tuple(seeds.shape)}"
-    parts = stream if isinstance(stream, tuple) else (stream,)
+    parts: Sequence[Any] = stream if isinstance(stream, tuple) else (stream,)
     assert len(parts) <= 2, f"stream: one or two integers, got {len(parts)}"
-    zero = torch.zeros_like(seeds)
+    keys: Any = seeds
+    index: Any = torch.arange(blocks, device=seeds.device)
+    # On a CPU by numpy, which starts an operation in a third of torch's time and multiplies integers faster.
+    by_numpy = seeds.device.type == "cpu" and not torch.compiler.is_compiling()
+    if by_numpy:
+        keys, index, *parts = (x.numpy() if isinstance(x, Tensor) else x for x in (keys, index, *parts))
+    zero = keys & 0
     a, b = ((zero + part)[:, None] for part in (*parts, 0)[:2])
-    key = (seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None]
-    return _philox((torch.arange(blocks, device=seeds.device)[None], a, b, zero[:, None]), key)
+    key = (keys & _MASK)[:, None], ((keys >> 32) & _MASK)[:, None]
+    words = _philox((index[None], a, b, zero[:, None]), key)
+    return tuple(map(torch.from_numpy, words)) if by_numpy else words  # type: ignore[return-value]
 
 
-def _philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+def _philox(counter: Words, key: tuple[Any, Any]) -> Words:
     """Philox4x32-10 (section 3.3 of the paper), elementwise over counter and key words, int64 in [0, 2**32).
 
     A word lies in the low half of an int64; products wrap modulo 2**64, which keeps their bits. Only what is multiplied
@@ -109,7 +127,14 @@ def _philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for i in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1 = ((p1 >> 32) ^ c1 ^ (k0 + i * _W0)) & _MASK, p1
-        c2, c3 = ((p0 >> 32) ^ c3 ^ (k1 + i * _W1)) & _MASK, p0
-    return c0, c1 & _MASK, c2, c3 & _MASK
+        # In place once they are of the full shape; before, they are the caller's, or the same for all rows or blocks.
+        p0, p1 = (c0 * _M0, c2 * _M1) if i < 3 else (imul(c0, _M0), imul(c2, _M1))
+        c0, c1 = (p1 >> 32) ^ c1, p1
+        c0 ^= k0 + i * _W0
+        c0 &= _MASK
+        c2, c3 = (p0 >> 32) ^ c3, p0
+        c2 ^= k1 + i * _W1
+        c2 &= _MASK
+    c1 &= _MASK
+    c3 &= _MASK
+    return c0, c1, c2, c3

@@ -100,6 +100,12 @@ class Conductor(pl.Callback):
 def seed_all(seed: int, position: int, rank: int) -> None:
     """Seeds torch (all devices), numpy and random from (run seed, samples seen, rank)."""
     words = np.random.SeedSequence([seed, position, rank]).generate_state(3, np.uint64)
-    torch.manual_seed(int(words[0]) & (2**63 - 1))
+    word = int(words[0]) & (2**63 - 1)
+    # What torch.manual_seed does, without the stack trace that it formats for each kind of device that is not there.
+    torch.default_generator.manual_seed(word)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(word)
+    elif torch.accelerator.is_available():
+        torch.manual_seed(word)
     np.random.seed(int(words[1]) & 0xFFFFFFFF)
     random.seed(int(words[2]))

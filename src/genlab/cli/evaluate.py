@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from genlab.cli.build import build_data, build_protocol, choose_device, set_threads
-from genlab.cli.load import LoadedRun, choose_sampler, load_run
+from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.pretrained import check_vocabulary
 from genlab.cli.ranks import place
 from genlab.data.module import SPLITS
@@ -82,6 +82,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
         *([] if loaded.weights == "ema" else [loaded.weights]),
         *([] if checkpoint == "last" else [checkpoint]),
         *([] if config.seed == loaded.config.seed else [f"seed{config.seed}"]),
+        *([f"chunk{config.chunk_size}"] if set_chunk_size(loaded, config.chunk_size) else []),
         *([] if config.reference is None else [Path(config.reference).name]),
     ]
     folder = loaded.directory.path / "evaluation"

@@ -134,6 +134,20 @@ def load_run(
     return LoadedRun(directory, config, model.to(choose_device(device)).eval(), kind, path)
 
 
+def set_chunk_size(loaded: LoadedRun, size: int | None) -> bool:
+    """How many items are made together (None: as many as the model says). Whether that is another number.
+
+    Raises:
+        ConfigError: less than 1; a model that does not generate.
+    """
+    if size is None or size == loaded.generative.chunk_size:
+        return False
+    if size < 1:
+        raise ConfigError(f"chunk_size={size}: expected at least 1.")
+    loaded.generative.chunk_size = size
+    return True
+
+
 def choose_sampler(loaded: LoadedRun, wanted: DictConfig | None) -> Any:
     """The sampler of a command line: a whole one (`sampler=ddim_50`), changes of the run's own
     (`+sampler.guidance_scale=1`), or None for the run's own."""

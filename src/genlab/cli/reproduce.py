@@ -29,6 +29,7 @@ directory. A run that was cut short is set beside the paper's curve at as many s
 | experiment | paper | metric | published | ours | samples seen | protocol | hardware | date | record |
 |---|---|---|---|---|---|---|---|---|---|
 """
+SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu_new"}  # other kernels, other last bits
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
     """The runs of this configuration, whatever their seed, devices and length; of one name the last."""
 
     def kept(whole: Mapping[str, Any]) -> dict[str, Any]:
-        nodes = without({node: whole.get(node) for node in RECIPE}, RECIPE_NEUTRAL)
+        nodes = _functions(without({node: whole.get(node) for node in RECIPE}, RECIPE_NEUTRAL))
         return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in RECIPE_SCHEDULE}}
 
     wanted = kept(config)
@@ -121,6 +122,13 @@ def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
         return same(had, _without_new_defaults(wanted, had))
 
     return list({run.path.name: run for run in runs if is_same(run)}.values())
+
+
+def _functions(node: Any) -> Any:
+    """A configuration with the first of several names of a function in the place of the others."""
+    if isinstance(node, Mapping):
+        return {key: _functions(value) for key, value in node.items()}
+    return SAME_FUNCTION.get(node, node) if isinstance(node, str) else node
 
 
 def _without_new_defaults(wanted: Any, had: Any) -> Any:

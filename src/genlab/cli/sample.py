@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.callbacks.pictures import save_samples
 from genlab.cli.build import set_threads
-from genlab.cli.load import LoadedRun, choose_sampler, load_run
+from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place
 from genlab.conditions import read_conditions
 from genlab.decoding.stream import Streamed
@@ -29,6 +29,7 @@ def sample(config: DictConfig) -> Path:
     if config.n < 1:
         raise ConfigError(f"n={config.n}: expected at least 1.")
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
+    set_chunk_size(loaded, config.chunk_size)
     model, sampler = loaded.generative, choose_sampler(loaded, config.get("sampler"))
     wanted = wanted_conditions(config, model)
     seeds = torch.arange(config.seed, config.seed + config.n)
@@ -40,6 +41,7 @@ def sample(config: DictConfig) -> Path:
         "run": loaded.directory.path.name,
         "checkpoint": f"{loaded.checkpoint.name} at {model.samples_seen} samples, {loaded.weights} weights",
         "sampler": f"{type(used).__name__} {used}",
+        "chunk_size": model.chunk_size,
     }
     name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items())])
     out = Path(config.out) if config.out else loaded.directory.path / "samples" / name

@@ -94,6 +94,7 @@ class FromRun(Strict):
     devices: Positive = 1
     threads: Positive | None = None
     rank_timeout_s: Positive = 1800
+    chunk_size: Positive | None = None
     sampler: Node | None = None
 
 

@@ -14,6 +14,8 @@ from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, leng
 from genlab.errors import ConfigError
 
 Show = Callable[[Tensor], None]
+SHORTLIST = 1024  # the likeliest tokens among which top_p is looked for first
+MARGIN = 1e-9  # what rounding may do to their mass, and more
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ class TokenSampler:
             k = t - lengths  # how many new tokens a row has; negative within its prompt
             new = (k >= 0) & (k < steps) & ~ended
             uniform = uniforms.gather(0, k.clamp(0, steps - 1)[None])[0]
-            chosen = self.choose(logits, uniform, tokens[:, :t])
+            chosen, own = self.choose(logits, uniform, tokens[:, :t])
             tokens[:, t] = torch.where(new, chosen, tokens[:, t])
-            own = logits.double().log_softmax(1).gather(1, chosen[:, None]).squeeze(1)
             log_p += torch.where(new, own, torch.zeros_like(own))
             t += 1
             ended |= stops.met(tokens[:, :t], lengths, new)
@@ -99,7 +100,7 @@ class TokenSampler:
         tokens = tokens[:, :t]
         return Decoded(tokens, log_p, lengths_of(tokens) - lengths)
 
-    def choose(self, logits: Tensor, uniform: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def choose(self, logits: Tensor, uniform: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Next tokens by inversion of the cumulative distribution.
 
         Args:
@@ -108,19 +109,35 @@ class TokenSampler:
             tokens: int64 [B, t], what the rows hold; -1 is no token. Needed for the repetition penalty.
 
         Returns:
-            int64 [B].
+            Tokens, int64 [B]; their log-probability by the model, neither tempered nor truncated, float64 [B].
         """
         # In float64 and in order of likelihood: rounding then cannot move the borders between tokens by much.
         logits = logits.double()
+        log_p, scores = logits.log_softmax(1), logits
         if self.repetition_penalty != 1 and tokens is not None:
             held = logits.new_zeros(len(logits), logits.shape[1] + 1, dtype=torch.bool)
             held = held.scatter_(1, tokens.remainder(logits.shape[1] + 1), True)[:, :-1]  # -1: the last, cut off
             theta = self.repetition_penalty
-            logits = torch.where(held, torch.where(logits > 0, logits / theta, logits * theta), logits)
+            scores = torch.where(held, torch.where(logits > 0, logits / theta, logits * theta), logits)
         if self.temperature == 0:
-            return logits.argmax(1)
-        values, order = (logits / self.temperature).sort(dim=1, descending=True, stable=True)
-        probabilities = values.softmax(1)
+            chosen = scores.argmax(1, keepdim=True)
+        else:
+            if self.temperature != 1:
+                scores = scores / self.temperature
+            chosen = self._invert(scores, log_p if scores is logits else None, uniform)
+        return chosen.squeeze(1), log_p.gather(1, chosen).squeeze(1)
+
+    def _invert(self, scores: Tensor, log_p: Tensor | None, uniform: Tensor) -> Tensor:
+        """Places [B, 1] at which the truncated distribution of scores, float64 [B, V], reaches uniform [B].
+
+        Args:
+            log_p: log_softmax of the scores, where it is known.
+        """
+        if (shortlist := self._shortlist(scores, log_p)) is not None:
+            values, order, probabilities = shortlist
+        else:
+            values, order = scores.sort(dim=1, descending=True, stable=True)
+            probabilities = values.softmax(1)
         before = probabilities.cumsum(1) - probabilities  # mass of the likelier tokens
         kept = before < self.top_p
         if self.top_k:
@@ -136,7 +153,25 @@ class TokenSampler:
         rank = torch.searchsorted(cumulative, target, right=True)
         # Rounding of the last sum must not reach a dropped token.
         last = (kept * torch.arange(kept.shape[1], device=kept.device)).amax(1, keepdim=True)
-        return order.gather(1, torch.minimum(rank, last)).squeeze(1)
+        return order.gather(1, torch.minimum(rank, last))
+
+    def _shortlist(self, scores: Tensor, log_p: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The head of the sorted scores, their places and probabilities, [B, k] each, where nothing behind it can be
+        kept: sorting 50,000 scores costs 25 times as much. None where all have to be sorted."""
+        k = self.top_k or (SHORTLIST if self.top_p < 1 else 0)
+        if not 0 < k < scores.shape[1] or self.typical < 1:
+            return None
+        least = scores.topk(k)[0][:, -1:]
+        places = (scores >= least).nonzero()[:, 1]  # in their order, as a stable sort leaves those of one score
+        if len(places) != k * len(scores):  # of several with the last score only some belong to it; or NaN
+            return None
+        places = places.view(-1, k)
+        values, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+        order = places.gather(1, order)
+        probabilities = (scores.log_softmax(1) if log_p is None else log_p).gather(1, order).exp()
+        if not self.top_k and bool((probabilities.sum(1) < self.top_p + MARGIN).any()):
+            return None
+        return values, order, probabilities
 
 
 def _typical(log_p: Tensor, mass: float) -> Tensor:

@@ -114,8 +114,7 @@ class Unmasking(TokenSampler):
                 continue
             logits = reader.token_logits(tokens.masked_fill(masked, reader.mask_id).clamp(min=0), attended)
             logits, uniform = logits[rows, places], noise.uniform(seeds, (Stream.STEP, k), width)[rows, places]
-            chosen = self.choose(logits, uniform, tokens[rows])
-            own = logits.double().log_softmax(1).gather(1, chosen[:, None])[:, 0]
+            chosen, own = self.choose(logits, uniform, tokens[rows])
             if self.order == "confidence":
                 left = (math.cos(math.pi / 2 * (k + 1) / self.steps) * count).long()
                 left = torch.minimum(left, masked.sum(1) - 1).clamp(min=0)

@@ -63,7 +63,7 @@ class AdversarialModel(GenerativeModel):
     def configure_optimizers(self) -> Any:
         optimizers = []
         for player in self.players():
-            optimizer = self._plan.optimizer(self.decayed_groups(player.module.parameters()))
+            optimizer = self.optimizer_of(player.module.parameters())
             for group in optimizer.param_groups:
                 group["lr"] *= player.lr_scale
             optimizers.append(optimizer)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from genlab.errors import ConfigError
 from genlab.models.carried import CarriedState
 from genlab.models.language import LanguageModel
+from genlab.networks.attention import whole_sequences
 
 Weight = Annotated[float, "ge 0"]
 
@@ -21,8 +22,8 @@ class AutoregressiveModel(LanguageModel):
     Windows of a batch are independent: a recurrent network starts each from a zero state, unless it is carried.
 
     Args:
-        network: (input_ids [B, T], past_key_values, use_cache) -> object with `.logits` [B, T, V] and
-            `.past_key_values`, which has `reorder_cache(rows)`, as transformers' causal models.
+        network: (input_ids [B, T], cache, use_cache) -> object with `.logits` [B, T, V] and
+            `.cache`, which has `reorder_cache(rows)`, as transformers' causal models.
         block_size: longest context in tokens, for generation; None: no limit (a recurrent network).
         start: text that generation begins with where there is no prompt (nanoGPT: a newline).
         z_loss: weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5); 0 for none.
@@ -83,11 +84,12 @@ class AutoregressiveModel(LanguageModel):
     def _read(self, batch: Mapping[str, Tensor]) -> Any:
         """The network's output on a batch, after the carried state where there is one."""
         if self.carried is None:
-            return self.network(input_ids=batch["input_ids"], use_cache=False)
+            with whole_sequences(self.network):
+                return self.network(input_ids=batch["input_ids"], use_cache=False)
         before = self.carried.before(batch, self.training)
-        output = self.network(input_ids=batch["input_ids"], past_key_values=before, use_cache=True)
+        output = self.network(input_ids=batch["input_ids"], cache=before, use_cache=True)
         total = self.plan.batch_size if self.plan else len(batch["row"])
-        self.carried.after(batch, output.past_key_values, self.training, total)
+        self.carried.after(batch, output.cache, self.training, total)
         return output
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -117,8 +119,8 @@ class AutoregressiveModel(LanguageModel):
 
     def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See genlab.decoding.reading.Reader."""
-        output = self.network(input_ids=tokens, past_key_values=state, use_cache=True)
-        return output.logits[:, -1], output.past_key_values
+        output = self.network(input_ids=tokens, cache=state, use_cache=True)
+        return output.logits[:, -1], output.cache
 
     def select(self, state: Any, rows: Tensor) -> Any:
         """See genlab.decoding.reading.Reader."""

@@ -112,8 +112,19 @@ class TrainedModel(pl.LightningModule, ABC):
         ]
         return [group for group in groups if group["params"]]
 
+    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The plan's optimizer of `decayed_groups(parameters)`. Complex parameters are stepped without fused kernels,
+        which have none for them."""
+        optimizer = self._plan.optimizer(self.decayed_groups(parameters))
+        for group in optimizer.param_groups:
+            if group.get("fused") and not all(p.is_floating_point() for p in group["params"]):
+                group["fused"] = None
+        # Under 16-mixed a fused step would unscale gradients itself, after they have been clipped; so Lightning does.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
+
     def configure_optimizers(self) -> Any:
-        return self._plan.optimizer(self.decayed_groups(self.parameters()))
+        return self.optimizer_of(self.parameters())
 
     def all_optimizers(self) -> list[Any]:
         """The optimizers as a list, whether there is one or several."""

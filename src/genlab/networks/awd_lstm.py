@@ -45,7 +45,7 @@ class LSTMOutput:
     dropout, [B, T, E], which activation regularisation is of."""
 
     logits: Tensor
-    past_key_values: LSTMState | None
+    cache: LSTMState | None
     raw: Tensor
     dropped: Tensor
 
@@ -100,9 +100,7 @@ class AWDLSTM(nn.Module):
             self.head.weight = self.embedding.weight
         nn.init.zeros_(self.head.bias)
 
-    def forward(
-        self, input_ids: Tensor, past_key_values: LSTMState | None = None, use_cache: bool = False
-    ) -> LSTMOutput:
+    def forward(self, input_ids: Tensor, cache: LSTMState | None = None, use_cache: bool = False) -> LSTMOutput:
         """Tokens int64 [B, T] after a state (None: zeros) -> logits of the next token of each, [B, T, V]."""
         table = self.embedding.weight
         if self.training and self.embedding_drop:
@@ -113,7 +111,7 @@ class AWDLSTM(nn.Module):
             weights = {}
             if self.training and self.weight_drop:
                 weights["weight_hh_l0"] = F.dropout(layer.weight_hh_l0, self.weight_drop)  # type: ignore[arg-type]
-            before = past_key_values.layers[i] if past_key_values is not None else None
+            before = cache.layers[i] if cache is not None else None
             raw, after = functional_call(layer, weights, (h, before)) if weights else layer(h, before)
             h = self._locked(raw, self.drops[i + 1])
             states.append(after)

@@ -22,7 +22,7 @@ CHANGEABLE = ("schedule.", "trainer.", "callbacks.", "logger.", "evaluation.", "
               "compile", "threads")  # fmt: skip
 # What makes two runs the same experiment, whatever their seed, devices and length.
 RECIPE, RECIPE_SCHEDULE = ("model", "data", "optimizer"), ("warmup", "decay", "final_lr")
-RECIPE_NEUTRAL = (*EXECUTION, "data.seed", "data.limit_val", "data.val_batch_size")
+RECIPE_NEUTRAL = (*EXECUTION, "data.seed", "data.limit_val", "data.val_batch_size", "optimizer.fused")
 # What says what a model is and how it is sampled and judged, for an export; the rest is how it was trained.
 EXPORTED = ("name", "seed", "model", "sampler", "data", "evaluation")
 
