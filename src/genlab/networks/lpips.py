@@ -15,7 +15,6 @@ FILE = "vgg16-lpips.safetensors"
 SHA256 = "2e0ba84e925305490c5eade22da17fc978701d0a31989bf5753e213fdf1fea72"
 # Places of the convolutions in torchvision's `features`; a max pool stands before the first of each later slice.
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-CHANNELS = (64, 128, 256, 512, 512)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's means and deviations, for [-1, 1]
 EPS = 1e-10
 
