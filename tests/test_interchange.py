@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from genlab.cli.export import export
 from genlab.cli.load import load_run
+from genlab.data.convert import gpt2_tokenizer, llama_from_gguf
 from genlab.data.fetch import present
-from genlab.data.pretrained import gpt2_tokenizer, llama_from_gguf
 from genlab.decoding.tokens import TokenSampler
 from genlab.errors import CheckpointError, ConfigError, DataError
 from genlab.runs.directory import RunDirectory

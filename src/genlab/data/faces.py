@@ -34,6 +34,16 @@ MD5 = {  # of the official files, as torchvision publishes them
 }
 
 
+class FaceOptions(ImageOptions, total=False):
+    """The options of both sets; see `Faces`."""
+
+    path: str | None
+    face: Annotated[int, "gt 0"] | None
+    resize: Resize
+    verify: bool
+    cache_max: int
+
+
 class Faces(ImageData):
     """Base of the sets of faces: a central square of each photograph, resized to data.shape and decoded once.
 
@@ -138,14 +148,9 @@ class CelebA(Faces):
         name: str,
         *,
         attribute: str | None = None,
-        path: str | None = None,
-        face: Annotated[int, "gt 0"] | None = None,
-        resize: Resize = "lanczos",
-        verify: bool = True,
-        cache_max: int = 20_000_000_000,
-        **options: Unpack[ImageOptions],
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(name, path=path, face=face, resize=resize, verify=verify, cache_max=cache_max, **options)
+        super().__init__(name, **options)
         if (attribute is None) != (self.num_classes is None):
             raise ConfigError(
                 f"data.attribute={attribute} with data.num_classes={self.num_classes}: an attribute has 2 classes, "
@@ -220,14 +225,9 @@ class LFW(Faces):
         name: str,
         *,
         val_people: Annotated[float, "gt 0, lt 1"] = 0.1,
-        path: str | None = None,
-        face: Annotated[int, "gt 0"] | None = None,
-        resize: Resize = "lanczos",
-        verify: bool = True,
-        cache_max: int = 20_000_000_000,
-        **options: Unpack[ImageOptions],
+        **options: Unpack[FaceOptions],
     ) -> None:
-        super().__init__(name, path=path, face=face, resize=resize, verify=verify, cache_max=cache_max, **options)
+        super().__init__(name, **options)
         if not 0 < val_people < 1:
             raise ConfigError(f"data.val_people={val_people} must lie between 0 and 1")
         self.val_people = val_people

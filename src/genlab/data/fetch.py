@@ -167,20 +167,20 @@ def _basename(url: str) -> str:
 
 
 def _open(request: urllib.request.Request, host: str) -> Any:
-    """urlopen in at most CONNECT_TIMEOUT + 1 seconds, a name look-up that hangs included."""
+    """urlopen in at most CONNECT_TIMEOUT seconds, a name look-up that hangs included; reads wait for READ_TIMEOUT."""
     if host in _unreachable or (len(_unreachable) > 1 and not _reached):
         raise Unavailable("no network")
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            answer.put(urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT))
+            answer.put(urllib.request.urlopen(request, timeout=READ_TIMEOUT))
         except Exception as error:
             answer.put(error)
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        got = answer.get(timeout=CONNECT_TIMEOUT + 1)
+        got = answer.get(timeout=CONNECT_TIMEOUT)
     except queue.Empty:
         got = TimeoutError("no answer")
     if isinstance(got, urllib.error.HTTPError):
@@ -237,7 +237,7 @@ def _receive(response: Any, part: Path, have: int, total: int | None, limit: int
             mininterval=_interval(),
         ) as bar,
     ):
-        while block := response.read(CHUNK):
+        while block := response.read1(CHUNK):  # what has come: a break loses nothing of it
             out.write(block)
             bar.update(len(block))
             if out.tell() > limit:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.cells import cell_len
 
 from genlab.cli.comparison.compared import Comparison
 from genlab.cli.comparison.entries import Entry, summarise
-from genlab.cli.comparison.text import width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def draw(made: Comparison, x: str = "samples", dark: bool = False) -> bytes | No
     columns = min(3, len(made.curves))
     rows = math.ceil(len(made.curves) / columns)
     labels = {entry.number: _label(entry, made) for entry in made.entries}
-    longest = max(map(width_of, labels.values()))
+    longest = max(map(cell_len, labels.values()))
     inches = max(4.6 * columns, (longest + 8) / 14)
     beside = max(1, min(len(labels), int(inches * 14 / (longest + 8))))  # labels in a row of the legend
     legend = 0.24 * math.ceil(len(made.entries) / beside) + 0.2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size  # a Chinese character has two columns, a combining one none
 
 from genlab.cli.comparison.compared import Comparison
 from genlab.cli.comparison.entries import Cell, Entry
@@ -92,8 +93,8 @@ def blocks(table: Grid, width: int) -> list[list[str]]:
     cells = [table.head, *table.rows]
     first = [_cut(row[0], NAME_WIDTH) for row in cells]
     columns = [[_cut(row[j], CELL_WIDTH) for row in cells] for j in range(1, len(table.head))]
-    sizes = [max(map(width_of, column)) for column in columns]
-    front = max(map(width_of, first))
+    sizes = [max(map(cell_len, column)) for column in columns]
+    front = max(map(cell_len, first))
     made: list[list[str]] = []
     start = 0
     while start < len(columns):
@@ -103,8 +104,8 @@ def blocks(table: Grid, width: int) -> list[list[str]]:
             stop += 1
         block = []
         for i, name in enumerate(first):
-            parts = [_pad(name, front)]
-            parts += [_pad(columns[j][i], sizes[j], right=True) for j in range(start, stop)]
+            parts = [set_cell_size(name, front)]
+            parts += [" " * (sizes[j] - cell_len(columns[j][i])) + columns[j][i] for j in range(start, stop)]
             block.append("  ".join(parts).rstrip())
             if i == 0:
                 block.append("-" * used)
@@ -117,34 +118,19 @@ def _wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns, cut between words; textwrap counts a Chinese character as one column."""
     found = [""]
     for word in text.split(" "):
-        if found[-1].strip() and width_of(found[-1]) + 1 + width_of(word) > width:
+        if found[-1].strip() and cell_len(found[-1]) + 1 + cell_len(word) > width:
             found.append(f"    {word}")
         else:
             found[-1] = f"{found[-1]} {word}" if found[-1] else word
     return found
 
 
-def width_of(text: str) -> int:
-    """Columns that a terminal needs: two for a Chinese character, none for a combining one."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)
-
-
-def _pad(text: str, width: int, right: bool = False) -> str:
-    blank = " " * (width - width_of(text))
-    return blank + text if right else text + blank
-
-
 def _cut(text: str, width: int) -> str:
     """Its middle is left out where it is too long: the end of a name says which run it is."""
-    if width_of(text) <= width:
+    if cell_len(text) <= width:
         return text
-    head, tail = text, text
-    while width_of(head) > width // 2:
-        head = head[:-1]
-    while width_of(tail) > width - width // 2 - 1:
-        tail = tail[1:]
-    return f"{head}…{tail}"
+    tail = set_cell_size(text[::-1], width - width // 2 - 1)[::-1]
+    return f"{set_cell_size(text, width // 2)}…{tail}"
 
 
 def members(entry: Entry, made: Comparison) -> Sequence[Sequence[str]]:
