@@ -14,6 +14,7 @@ from torch import Tensor
 from genlab.callbacks.conductor import seed_all
 from genlab.cli.compose import load_yaml
 from genlab.cli.old_protocol import new_form
+from genlab.cli.old_targets import modern
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
 from genlab.cli.targets import instantiate
 from genlab.data.manifest import Manifest
@@ -38,7 +39,7 @@ def load_config(run: RunDirectory) -> DictConfig:
     """
     if is_pretrained(run.path):
         return OmegaConf.create(pretrained_config(run.path))
-    return OmegaConf.create(read_facts(run.path)["config"]) if is_export(run.path) else load_yaml(run.config)
+    return OmegaConf.create(modern(read_facts(run.path)["config"])) if is_export(run.path) else load_yaml(run.config)
 
 
 def build_model(config: DictConfig) -> TrainedModel:

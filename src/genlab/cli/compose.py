@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genlab.cli.check import check
+from genlab.cli.old_targets import modern
 from genlab.errors import ConfigError
 
 
@@ -67,4 +68,5 @@ def load_yaml(path: Path) -> DictConfig:
         raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} is not a configuration")
-    return config
+    plain: Any = OmegaConf.to_container(config)
+    return OmegaConf.create(modern(plain))

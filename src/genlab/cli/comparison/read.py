@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from genlab.cli.comparison.numbers import clean
+from genlab.cli.old_targets import modern
 from genlab.runs.directory import RunDirectory
 
 WHILE_TRAINING = re.compile(r"-\d{9}$")  # records of EvaluateWhileTraining; their values are rows of metrics.jsonl
@@ -160,7 +161,7 @@ def _config(path: Path, faults: list[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         faults.append("config.yaml: no configuration in it")
         return {}
-    return config
+    return modern(config)
 
 
 def _plain(node: Any) -> Any:

@@ -1,0 +1,29 @@
+"""Classes of data under the names that they had before a text was one class: stored configurations read as of today.
+
+The table is history: nothing new is added to it. No torch is imported, as configs are checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TEXT = "genlab.data.text.Text"
+# Old target: arguments that have another name now, and those that say which rule it was.
+OLD: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "genlab.data.text.CharacterText": ({}, {"split": "share", "tokenizer": "characters"}),
+    "genlab.data.text.TokenizedText": ({"tokenizer": "vocabulary"}, {"split": "share", "tokenizer": "characters"}),
+    "genlab.data.words.WordText": ({}, {"split": "files", "tokenizer": "words"}),
+    "genlab.data.corpus.Corpus": ({}, {"split": "documents"}),
+    "genlab.data.corpus.PythonLibrary": ({}, {"split": "documents", "path": "python:stdlib"}),
+}
+
+
+def modern(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration, plain containers, whose data has its target of today; another comes back as it is."""
+    data = config.get("data")
+    target = data.get("_target_") if isinstance(data, Mapping) else None
+    if not isinstance(target, str) or target not in OLD:
+        return dict(config)
+    names, rule = OLD[target]
+    return {**config, "data": {**{names.get(k, k): v for k, v in data.items()}, **rule, "_target_": TEXT}}
