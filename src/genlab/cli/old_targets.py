@@ -19,6 +19,13 @@ OLD: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 
 
+def successor(target: str) -> str:
+    """What stands in the place of an old target, for whoever still writes it; "" of another."""
+    names, rule = OLD.get(target, ({}, {}))
+    changes = [f"{key}: {value}" for key, value in rule.items()] + [f"{new} for {old}" for old, new in names.items()]
+    return f"{TEXT} with {', '.join(changes)}" if target in OLD else ""
+
+
 def modern(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration, plain containers, whose data has its target of today; another comes back as it is."""
     data = config.get("data")

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genlab.cli.arguments import SPECIAL, check_arguments
+from genlab.cli.old_targets import successor
 from genlab.cli.problem import Problem, nearest
 from genlab.cli.signature import Definition, derives, find, is_module, names_in
 
@@ -80,6 +81,8 @@ def allowed(target: Any, key: str, base: str | None = None) -> Definition:
     root = target.partition(".")[0]
     if root not in {"genlab", *(library.partition(".")[0] for library, _ in LIBRARIES), *user_packages()}:
         raise _refused(target, key, f"{root!r} is not among the allowed packages")
+    if new := successor(target):
+        raise Problem(f"target {target!r} is no more", key, f"It is now {new}")
     found = find(target)
     if not isinstance(found, Definition):
         module, _, name = target.rpartition(".")

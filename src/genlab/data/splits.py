@@ -177,9 +177,7 @@ def files(name: str, folder: Path, verify: bool, vocab_size: int) -> Parts:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=RARE))
     tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE} ")
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    check_size(
-        tokenizer, vocab_size, f"{paths['train']} has {{}} distinct words, {END_OF_LINE} and {RARE} among them"
-    )
+    check_size(tokenizer, vocab_size, f"{paths['train']} has {{}} distinct words, {END_OF_LINE} and {RARE} among them")
 
     def part(split: Split) -> Part:
         tokens = np.array([ids.get(word, ids[RARE]) for word in words[split]], dtype=np.int32)

@@ -27,10 +27,10 @@ class Windows(Source):
     stride       one begins every `stride` tokens and counts, but for the first window, only its last `stride` labels:
                  each token is predicted once, from at least T - stride + 1 tokens, the first T from what stands before
                  them (transformers' documentation, "Perplexity of fixed-length models")
-    rows         the order of truncated back-propagation through time: row b of a batch goes on where row b of the batch
-                 before ended (Merity et al. 2018, arXiv 1708.02182; `batchify` of salesforce/awd-lstm-lm). The stream is
-                 cut into R rows of (L - 1) // R predicted tokens; what is left over at its end is not read. Item i is
-                 window i // R of row i % R
+    rows         the order of truncated back-propagation through time: row b of a batch goes on where row b of the one
+                 before ended (Merity et al. 2018, arXiv 1708.02182; `batchify` of salesforce/awd-lstm-lm). The stream
+                 is cut into R rows of (L - 1) // R predicted tokens; what is left over at its end is not read. Item i
+                 is window i // R of row i % R
     documents    one document each: the boundary before it, what it is conditioned on, its text, the boundary
 
     A batch has "input_ids" and "labels", int64 [B, T]; by `rows` also "row" int64 [B] and "begins" bool [B], true for
