@@ -104,39 +104,42 @@ def share(
         ConfigError: no such file, an empty one, another size of the vocabulary.
         DataError: it is not UTF-8.
     """
-    text, stored, sha256 = "", torch.zeros(0), ""
     if vocabulary is None:
-        stored, alphabet, sha256 = read_tokens(path, cache_root() / "tokens")
+        whole, alphabet, sha256 = read_tokens(path, cache_root() / "tokens")
         tokenizer = alphabet.tokenizer()
         check_size(tokenizer, vocab_size, f"{path} has {{}} distinct characters")
+        n, first, unit = len(whole), 0, "character"
+
+        def encoded(low: int, high: int) -> tuple[Tensor, str]:
+            return whole[low:high], digest([sha256, low, high])
     else:
         tokenizer = read_vocabulary(vocabulary, vocab_size)
         text = "".join(text_blocks(path))
         if not text:
             raise ConfigError(f"{path}: empty, 0 characters")
-    n = len(text or stored)
-    n = min(n, characters or n)
-    cut = int(n * train_fraction)
+        n, first, unit = len(text), 1, "pretrained token"  # nothing predicts the first
 
-    def decoded(tokens: Tensor) -> str:
-        return tokenizer.decode(widened(tokens).tolist(), skip_special_tokens=False)
-
-    def part(split: str, low: int, high: int) -> Part:
-        if vocabulary is None:
-            tokens, sha, first = stored[low:high], digest([sha256, low, high]), 0
-        else:
+        def encoded(low: int, high: int) -> tuple[Tensor, str]:
             ids = np.array(tokenizer.encode(text[low:high], add_special_tokens=False).ids, dtype=np.int64)
             small = ids.astype(np.int32) if vocab_size > 1 << 16 else ids.astype(np.uint16).view(np.int16)
-            tokens, sha, first = torch.from_numpy(small), digest(ids.tobytes()), 1  # nothing predicts the first
+            return torch.from_numpy(small), digest(ids.tobytes())
+
+    def part(split: str, low: int, high: int) -> Part:
+        tokens, sha = encoded(low, high)
         facts = {"tokens": len(tokens), "sha256": sha, "from": f"characters {low} to {high}"}
         return Part(
-            tokens, f"{path} ({split})", facts, lambda: [(name, decoded(tokens))],
-            lambda: [decoded(tokens[first:])], max(len(tokens) - first, 1),
+            tokens, f"{path} ({split})", facts, lambda: [(name, _decoded(tokenizer, tokens))],
+            lambda: [_decoded(tokenizer, tokens[first:])], max(len(tokens) - first, 1),
         )  # fmt: skip
 
+    n = min(n, characters or n)
+    cut = int(n * train_fraction)
     places: dict[Split, tuple[int, int]] = {"train": (0, cut), "val": (cut, n)}
-    unit = "character" if vocabulary is None else "pretrained token"
     return Parts(tokenizer, {s: part(s, *place) for s, place in places.items() if place[0] < place[1]}, {"unit": unit})
+
+
+def _decoded(tokenizer: Tokenizer, tokens: Tensor) -> str:
+    return tokenizer.decode(widened(tokens).tolist(), skip_special_tokens=False)
 
 
 def files(name: str, folder: Path, verify: bool, vocab_size: int) -> Parts:
@@ -180,14 +183,13 @@ def files(name: str, folder: Path, verify: bool, vocab_size: int) -> Parts:
     check_size(tokenizer, vocab_size, f"{paths['train']} has {{}} distinct words, {END_OF_LINE} and {RARE} among them")
 
     def part(split: Split) -> Part:
-        tokens = np.array([ids.get(word, ids[RARE]) for word in words[split]], dtype=np.int32)
-        text = " ".join(word if word in ids else RARE for word in words[split])
+        tokens = torch.tensor([ids.get(word, ids[RARE]) for word in words[split]], dtype=torch.int32)
         facts = {
             "tokens": len(tokens),
             "unknown": sum(word not in ids for word in words[split]),
-            "sha256": digest(tokens.tobytes()),
+            "sha256": digest(tokens.numpy().tobytes()),
             "from": paths[split].name,
         }
-        return Part(torch.from_numpy(tokens), str(paths[split]), facts, lambda: [(name, text)])
+        return Part(tokens, str(paths[split]), facts, lambda: [(name, _decoded(tokenizer, tokens))])
 
     return Parts(tokenizer, {split: part(split) for split in paths}, {"unit": "word"})

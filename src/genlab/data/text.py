@@ -113,7 +113,7 @@ class Text(DataModule):
         self.encoding = Encoding(
             tokenizer, vocab_size, tuple(special_tokens), tuple(condition), condition_values, select, vocabulary
         )
-        self.origin = Documents(name, path, prepare or Preparation(), suffixes, exclude, text_field)
+        self.documents = Documents(name, path, prepare or Preparation(), suffixes, exclude, text_field)
         self._parts: dict[Split, Part] = {}
 
     def _read(self) -> Parts:
@@ -123,7 +123,7 @@ class Text(DataModule):
             return share(self.name, path, self.train_fraction, self.characters, self.vocabulary, self.vocab_size)
         if self.split == "files":
             return files(self.name, path or cache_root() / self.name, self.verify, self.vocab_size)
-        return self.origin.encoded(self.encoding, self.block_size if self.single else None)
+        return self.documents.encoded(self.encoding, self.block_size if self.single else None)
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         read = self._read()

@@ -106,7 +106,8 @@ class Windows(Source):
         labels = window[:, 1:].masked_fill(~inside, IGNORED)
         if self.given is not None:
             labels = labels.masked_fill((labels >= self.given[0]) & (labels < self.given[1]), IGNORED)
-        labels[:, : self.length - self.stride].masked_fill_((ids > 0)[:, None], IGNORED)
+        if self.stride < self.length:
+            labels[:, : self.length - self.stride].masked_fill_((ids > 0)[:, None], IGNORED)
         batch = {"input_ids": window[:, :-1].masked_fill(~inside, self.pad), "labels": labels}
         if self.documents is not None:
             batch["attention_mask"] = inside.to(torch.int64)
