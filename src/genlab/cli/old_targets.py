@@ -29,8 +29,7 @@ def successor(target: str) -> str:
 def modern(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration, plain containers, whose data has its target of today; another comes back as it is."""
     data = config.get("data")
-    target = data.get("_target_") if isinstance(data, Mapping) else None
-    if not isinstance(target, str) or target not in OLD:
+    if not isinstance(data, Mapping) or not isinstance(target := data.get("_target_"), str) or target not in OLD:
         return dict(config)
     names, rule = OLD[target]
     return {**config, "data": {**{names.get(k, k): v for k, v in data.items()}, **rule, "_target_": TEXT}}

@@ -133,13 +133,15 @@ class Text(DataModule):
         if self.split != "share":
             facts["windows"] = self.windows
         sources: dict[Split, Source] = {s: self._windows(s, part, read.given) for s, part in read.parts.items()}
-        splits = {s: {"count": len(sources[s]), **part.facts} for s, part in read.parts.items()}
+        splits: dict[str, dict[str, Any]] = {
+            s: {"count": len(sources[s]), **part.facts} for s, part in read.parts.items()
+        }
         aliases: tuple[Split, ...] = ("train", "test")
         for alias in aliases:
             if alias not in sources:
                 sources[alias], self._parts[alias] = sources["val"], self._parts["val"]
                 splits[alias] = {**splits["val"], "from": "alias of val"}
-        return sources, Manifest(self.name, self.modality, facts, dict(splits), read.filter)
+        return sources, Manifest(self.name, self.modality, facts, splits, read.filter)
 
     def _windows(self, split: Split, part: Part, given: tuple[int, int] | None) -> Windows:
         pads = [self.tokenizer.token_to_id(token) for token in (PAD, END)]
