@@ -65,7 +65,7 @@ def wrong_option(rng: random.Random) -> tuple[list[str], str]:
     groups = ["callbacks", "data", "evaluation", "experiment", "logger", "model", "optimizer", "sampler", "schedule",
               "trainer"]  # fmt: skip
     group = rng.choice(groups)
-    option = rng.choice(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    option = rng.choice(sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")))
     return [f"{group}={misspelt(option, rng)}"], f"Did you mean {group}={option}?"
 
 

@@ -17,10 +17,8 @@ from torch import Tensor
 
 from genlab.cli.load import load_run
 from genlab.cli.problem import Problem
-from genlab.data.sources import Tokens
-from genlab.data.streams import ContiguousTokens
-from genlab.data.text import CharacterText
-from genlab.data.words import WordText
+from genlab.data.text import Text
+from genlab.data.windows import Windows
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation import evaluate
 from genlab.evaluation.metrics import TextLikelihood
@@ -39,7 +37,7 @@ def stream(count: int) -> Tensor:
 
 
 def test_row_b_of_a_batch_goes_on_where_row_b_of_the_one_before_ended() -> None:
-    source = ContiguousTokens(stream(50), 5, 4, "x")  # rows of 12 predicted tokens, 3 windows, the last of 2
+    source = Windows(stream(50), 5, "x", rows=4)  # rows of 12 predicted tokens, 3 windows, the last of 2
     assert len(source) == 12
     ends: list[int] | None = None
     seen = []
@@ -54,18 +52,18 @@ def test_row_b_of_a_batch_goes_on_where_row_b_of_the_one_before_ended() -> None:
         ends = [row[keep][-1].item() for row, keep in zip(batch["labels"], counted, strict=True)]  # type: ignore[misc]
         seen += batch["labels"][counted].tolist()
     assert sorted(seen) == list(range(1, 49)), "all but the first, and the one token that is left over"
-    whole = ContiguousTokens(stream(50), 5, 1, "x")
+    whole = Windows(stream(50), 5, "x", rows=1)
     one = [t for i in range(len(whole)) for t in whole.batch(torch.tensor([i]), torch.zeros(1))["labels"][0].tolist()]
     assert [t for t in one if t != -100] == list(range(1, 50))
     with pytest.raises(ConfigError, match="too few for 60 contiguous rows"):
-        ContiguousTokens(stream(50), 5, 60, "x")
+        Windows(stream(50), 5, "x", rows=60)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_any_position_is_reached_at_once_and_ranks_have_rows_of_their_own(tmp_path: Path, ranks: int) -> None:
     path = make_text(tmp_path / "text.txt", 9, 400)
-    data = CharacterText("t", vocab_size=9, block_size=7, path=str(path), windows="contiguous", batch_size=4,
-                         val_batch_size=2, limit_val=5)  # fmt: skip
+    data = Text("t", split="share", tokenizer="characters", vocab_size=9, block_size=7, path=str(path),
+                windows="contiguous", batch_size=4, val_batch_size=2, limit_val=5)  # fmt: skip
     data.setup()
     n = len(data.source("train"))
     for rank in range(ranks):
@@ -94,8 +92,8 @@ def lstm(**options: Any) -> AutoregressiveModel:
     return model
 
 
-def batches_of(source: ContiguousTokens) -> list[dict[str, Tensor]]:
-    n, r = len(source), source.rows
+def batches_of(source: Windows) -> list[dict[str, Tensor]]:
+    n, r = len(source), source.rows or 1
     return [source.batch(torch.arange(i, i + r), torch.zeros(r, dtype=torch.int64)) for i in range(0, n, r)]
 
 
@@ -103,8 +101,8 @@ def test_windows_one_after_another_are_the_whole_text() -> None:
     """The loss over carried windows is that of each row read at once; gradients stop at the window's beginning."""
     torch.manual_seed(1)
     tokens = torch.randint(V, (61,), dtype=torch.int16)
-    source = ContiguousTokens(tokens, 5, 3, "x")
-    at_once = ContiguousTokens(tokens, 20, 3, "x")
+    source = Windows(tokens, 5, "x", rows=3)
+    at_once = Windows(tokens, 20, "x", rows=3)
     for training in (True, False):
         model = lstm().train(training)
         got = [model.log_likelihood(batch) for batch in batches_of(source)]
@@ -124,7 +122,7 @@ def test_windows_one_after_another_are_the_whole_text() -> None:
 
 def test_micro_batches_and_lost_states() -> None:
     torch.manual_seed(1)
-    source = ContiguousTokens(torch.randint(V, (61,), dtype=torch.int16), 5, 3, "x")
+    source = Windows(torch.randint(V, (61,), dtype=torch.int16), 5, "x", rows=3)
     whole, parts = lstm().train(), lstm().train()
     for batch in batches_of(source)[:2]:
         whole.losses(batch)
@@ -154,7 +152,7 @@ def test_micro_batches_and_lost_states() -> None:
 def test_activation_regularisation_is_a_loss_in_training() -> None:
     """Section 4.6: alpha mean(h^2) of what dropout has left, beta mean((h_t - h_t+1)^2) before it."""
     torch.manual_seed(1)
-    batch = batches_of(ContiguousTokens(torch.randint(V, (61,), dtype=torch.int16), 5, 3, "x"))[0]
+    batch = batches_of(Windows(torch.randint(V, (61,), dtype=torch.int16), 5, "x", rows=3))[0]
     model = lstm(activation_reg=2.0, temporal_reg=1.0).train()
     found, output = model.losses(batch), model.network(batch["input_ids"])
     h = output.raw
@@ -237,16 +235,20 @@ def treebank(folder: Path) -> Path:
     return folder
 
 
+def words(folder: Path, **options: Any) -> Text:
+    return Text("ptb", split="files", tokenizer="words", windows="contiguous", path=str(folder), **options)
+
+
 def test_penn_treebank_by_words(tmp_path: Path) -> None:
     options: dict[str, Any] = {"vocab_size": 13, "block_size": 4, "batch_size": 3, "val_batch_size": 1}
-    data = WordText("ptb", path=str(treebank(tmp_path / "ptb")), **options)
+    data = words(treebank(tmp_path / "ptb"), **options)
     data.setup()
     assert data.manifest.splits["train"]["tokens"] == 40 * 15
     assert data.manifest.splits["test"]["unknown"] == 7, "zebra"
-    assert data.text("val").startswith("the dog sat on <unk> <eos> the")
+    assert next(iter(data.texts("val")))[1].startswith("the dog sat on <unk> <eos> the")
     assert data.tokenizer.decode(data.tokenizer.encode("the cat\nsat").ids) == "the cat <eos> sat"
     assert data.tokenizer.token_to_id("the") == 0 or data.tokenizer.token_to_id("<eos>") == 0
-    assert data.bytes_per_token("val") is None  # type: ignore[func-returns-value]
+    assert data.units_per_token("val") is None
     torch.manual_seed(0)
     model = AutoregressiveModel(AWDLSTM(13, 8, 12, 2), None, carried_state=True).eval()
     record = evaluate(
@@ -264,16 +266,16 @@ def test_penn_treebank_by_words(tmp_path: Path) -> None:
 def test_mistakes_with_words_are_one_line(tmp_path: Path) -> None:
     folder = treebank(tmp_path / "ptb")
     with pytest.raises(ConfigError, match=r"13 distinct words.* set data\.vocab_size=13"):
-        WordText("ptb", path=str(folder), vocab_size=10000, block_size=4).setup()
+        words(folder, vocab_size=10000, block_size=4).setup()
     with pytest.raises(DataError, match=r"ptb\.train\.txt: md5 .* is not Penn Treebank's"):
-        WordText("ptb", path=str(folder), vocab_size=13, block_size=4, verify=True).setup()
+        words(folder, vocab_size=13, block_size=4, verify=True).setup()
     (folder / "ptb.valid.txt").unlink()
     with pytest.raises(ConfigError, match=r"has no ptb\.valid\.txt or .*simple-examples\.tgz"):
-        WordText("ptb", path=str(folder), vocab_size=13, block_size=4).setup()
+        words(folder, vocab_size=13, block_size=4).setup()
     (folder / "valid.txt").write_bytes(b"a \xff b")
     with pytest.raises(DataError, match="not UTF-8 at offset 2, line 1"):
-        WordText("ptb", path=str(folder), vocab_size=13, block_size=4).setup()
+        words(folder, vocab_size=13, block_size=4).setup()
 
 
 def test_random_windows_are_what_they_were() -> None:
-    assert Tokens(stream(50), 5, 0, "x").rows is None
+    assert Windows(stream(50), 5, "x", seed=0).rows is None

@@ -16,15 +16,20 @@ import torch
 import torch.nn.functional as F
 from data_files import cache as cache
 from data_files import same
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
+from genlab.cli.compose import compose_config
+from genlab.cli.targets import instantiate
 from genlab.conditions import Prompt, condition_rows
 from genlab.data import corpus, token_files
-from genlab.data.corpus import Corpus, PythonLibrary
+from genlab.data.corpus import PYTHON
 from genlab.data.fetch import present
+from genlab.data.module import Split
 from genlab.data.prepare import Preparation, prepare
-from genlab.data.sources import Documents, Tokens
+from genlab.data.text import Text
 from genlab.data.vocabulary import KINDS, LOSSLESS, Kind, encode, encoder, special_tokens, train_tokenizer
+from genlab.data.windows import Windows
 from genlab.errors import ConfigError, DataError
 from genlab.models.autoregressive import AutoregressiveModel
 from genlab.networks.awd_lstm import AWDLSTM
@@ -46,9 +51,7 @@ def write(path: Path, found: list[str], **fields: Any) -> Path:
     return path
 
 
-def data_of(
-    folder: Path, found: list[str] | None = None, fields: dict[str, Any] | None = None, **options: Any
-) -> Corpus:
+def data_of(folder: Path, found: list[str] | None = None, fields: dict[str, Any] | None = None, **options: Any) -> Text:
     path = folder / "in.jsonl"
     if not path.exists():
         write(path, found or texts(), **fields or {})
@@ -60,7 +63,16 @@ def data_of(
         "prepare": Preparation(near_duplicates="ignore", val_fraction=0.2, test_fraction=0.1),
         "suffixes": [".jsonl"],
     }
-    return Corpus("mine", **{"path": str(path), **defaults, **options})
+    return Text("mine", split="documents", **{"path": str(path), **defaults, **options})
+
+
+def decoded(data: Text, ids: torch.Tensor) -> str:
+    """Text of token ids, special tokens included."""
+    return data.tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def bytes_per_token(data: Text, split: Split) -> float:
+    return (data.units_per_token(split) or {})["byte"]
 
 
 def size_of(folder: Path, **options: Any) -> int:
@@ -140,14 +152,16 @@ def test_packed_stream_and_bytes_per_token(tmp_path: Path, kind: Kind) -> None:
         kept = [json.loads(line)["text"] for line in (folder / f"{split}.jsonl").read_text().splitlines()]
         assert len(kept) == meta["documents"] == report["kept"][split]["documents"]
         if meta["unknown"] == 0:
-            assert data.text(split) == "<|endoftext|>" + "".join(f"{text}<|endoftext|>" for text in kept)
-            stream = data.files.tokens(split)
-            assert data.bytes_per_token(split) == pytest.approx(
+            assert decoded(data, data.source(split).tokens) == "<|endoftext|>" + "".join(
+                f"{text}<|endoftext|>" for text in kept
+            )
+            stream = data.source(split).tokens
+            assert bytes_per_token(data, split) == pytest.approx(
                 sum(len(text.encode()) for text in kept) / (len(stream) - 1)
             )
         else:
             assert (kind, split) in (("words", "val"), ("words", "test"))
-            assert data.bytes_per_token(split) is None
+            assert data.units_per_token(split) is None
     assert data.manifest.facts["unit"] == kind
     assert str(tmp_path) not in json.dumps(data.manifest.to_dict())
 
@@ -160,16 +174,16 @@ def test_bits_per_byte_do_not_depend_on_the_vocabulary(tmp_path: Path) -> None:
         source = data.source("val")
         batch = source.batch(torch.arange(len(source)), torch.zeros(len(source), dtype=torch.int64))
         labels = batch["labels"][batch["labels"] != -100]
-        length = len(data.decoded(labels).replace("<|endoftext|>", "").encode())
+        length = len(decoded(data, labels).replace("<|endoftext|>", "").encode())
         nats_per_token = 2.5 * math.log(2) * length / len(labels)  # 2.5 bits a byte of text, none at the ends
-        assert nats_per_token / math.log(2) / (data.bytes_per_token("val") or 0) == pytest.approx(2.5)
+        assert nats_per_token / math.log(2) / bytes_per_token(data, "val") == pytest.approx(2.5)
 
 
 def test_windows(tmp_path: Path) -> None:
     data = data_of(tmp_path, windows="epoch")
     source = data.source("train")
-    assert isinstance(source, Tokens)
-    stream = data.files.tokens("train").to(torch.int64)
+    assert isinstance(source, Windows)
+    stream = data.source("train").tokens.to(torch.int64)
     got = []
     for batch in data.batches(data.train_loader(0, len(source))):  # an epoch and what fills its last batch
         labels = batch["labels"]
@@ -181,7 +195,7 @@ def test_windows(tmp_path: Path) -> None:
     predicted = torch.cat([row[row != -100] for _, row in sorted(got, key=lambda pair: pair[0])])
     assert torch.equal(predicted, stream[1:])  # each token once an epoch
     loose = data_of(tmp_path, windows="random")
-    starts = loose.source("train").offsets(torch.arange(20), torch.zeros(20, dtype=torch.int64))  # type: ignore[attr-defined]
+    starts = loose.source("train").spans(torch.arange(20), torch.zeros(20, dtype=torch.int64))[0]  # type: ignore[attr-defined]
     assert (starts % 16 != 0).any()
     for position in (0, 7, 23):  # a place is found without what was before it
         first = next(iter(loose.batches(loose.train_loader(position, 100))))
@@ -202,7 +216,7 @@ def test_resident_equals_loader(tmp_path: Path, documents: Any) -> None:
 # ---- a document an item, conditions
 
 
-def poems(folder: Path, **options: Any) -> Corpus:
+def poems(folder: Path, **options: Any) -> Text:
     rng = np.random.default_rng(0)
     found = ["".join(rng.choice(list("春花秋月何时了"), 5 + i % 9)) + str(i) for i in range(90)]
     fields = {"form": lambda i: "abc"[i % 3], "author": lambda i: f"n{int(math.sqrt(i))}"}
@@ -219,7 +233,7 @@ def poems(folder: Path, **options: Any) -> Corpus:
 def test_single_documents(tmp_path: Path) -> None:
     data = poems(tmp_path)
     source = data.source("val")
-    assert isinstance(source, Documents)
+    assert isinstance(source, Windows)
     batch = source.batch(torch.arange(len(source)), torch.zeros(len(source), dtype=torch.int64))
     folder = next((tmp_path / "cache" / "text").glob("prepared-*"))
     kept = [json.loads(line) for line in (folder / "val.jsonl").read_text().splitlines()]
@@ -230,13 +244,13 @@ def test_single_documents(tmp_path: Path) -> None:
         n = int(mask.sum())
         assert n == len(record["text"]) + 2  # the boundary, the form, the text
         assert mask.tolist() == [1] * n + [0] * (18 - n)
-        assert data.decoded(ids[:n]) == f"<|endoftext|><|form={record['form']}|>{record['text']}"
+        assert decoded(data, ids[:n]) == f"<|endoftext|><|form={record['form']}|>{record['text']}"
         assert labels[0] == -100  # the form is given, not predicted
-        assert data.decoded(labels[1:n]) == record["text"] + "<|endoftext|>"
+        assert decoded(data, labels[1:n]) == record["text"] + "<|endoftext|>"
         assert (labels[n:] == -100).all()
         assert (ids[n:] == 0).all()
     counted = int((batch["labels"] != -100).sum())
-    assert data.bytes_per_token("val") == pytest.approx(sum(len(r["text"].encode()) for r in kept) / counted)
+    assert bytes_per_token(data, "val") == pytest.approx(sum(len(r["text"].encode()) for r in kept) / counted)
     assert data.manifest.facts["conditions"].keys() == {"form"}
     assert set(data.manifest.facts["conditions"]["form"]) == {"a", "b", "c"}
     half = source.select(np.array([4, 1]))
@@ -283,12 +297,12 @@ def test_long_documents_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_conditions_in_the_packed_stream_are_no_labels(tmp_path: Path) -> None:
     data = poems(tmp_path, documents="packed", condition=["form", "author"], condition_values=4, vocab_size=26)
     data.setup()
-    assert len(data.files.conditions["author"]) == 5
-    assert data.files.conditions["author"][-1] == "other"
-    assert len(data.files.conditions["form"]) == 3
+    assert len(data.manifest.facts["conditions"]["author"]) == 5
+    assert data.manifest.facts["conditions"]["author"][-1] == "other"
+    assert len(data.manifest.facts["conditions"]["form"]) == 3
     source = data.source("val")
     batch = source.batch(torch.arange(len(source)), torch.zeros(len(source), dtype=torch.int64))
-    first, end = data.files.condition_ids or (0, 0)
+    first, end = source.given or (0, 0)
     assert end - first == 8
     inputs, labels = batch["input_ids"], batch["labels"]
     assert ((inputs >= first) & (inputs < end)).sum() >= 2 * data.manifest.splits["val"]["documents"] - 1
@@ -296,13 +310,13 @@ def test_conditions_in_the_packed_stream_are_no_labels(tmp_path: Path) -> None:
     meta = data.manifest.splits["val"]
     counted = int((labels != -100).sum())
     assert counted == meta["tokens"] - 1 - 2 * meta["documents"]
-    assert data.bytes_per_token("val") == pytest.approx(meta["bytes"] / counted)
+    assert bytes_per_token(data, "val") == pytest.approx(meta["bytes"] / counted)
 
 
 def test_select_and_pad(tmp_path: Path) -> None:
     data = poems(tmp_path, select={"form": ["a", "c"]}, special_tokens=["[PAD]", "[MASK]"], vocab_size=22)
     data.setup()
-    assert sorted(data.files.conditions["form"]) == ["a", "c"]
+    assert sorted(data.manifest.facts["conditions"]["form"]) == ["a", "c"]
     assert data.manifest.filter["select"] == {"form": ["a", "c"]}
     batch = next(iter(data.batches(data.eval_loader("val"))))
     assert (batch["input_ids"][batch["attention_mask"] == 0] == data.tokenizer.token_to_id("[PAD]")).all()
@@ -327,9 +341,12 @@ def test_a_later_start_reads_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyP
     second = data_of(tmp_path)
     second.setup()
     assert second.manifest == first.manifest
-    tokens = second.files.tokens("train")
+    tokens = second.source("train").tokens
     assert tokens.sum() != 0
-    assert str(second.files.folder / "train.tokens") in Path("/proc/self/maps").read_text()
+    assert (
+        str(next((tmp_path / "cache" / "text").glob("tokens-*")) / "train.tokens")
+        in Path("/proc/self/maps").read_text()
+    )
     data_of(tmp_path, block_size=8, windows="epoch").setup()  # other windows of the same tokens
     monkeypatch.undo()
     monkeypatch.setenv("GENLAB_DATA", str(tmp_path / "cache"))
@@ -376,9 +393,9 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     options["prepare"] = Preparation(near_duplicates="ignore", val_fraction=0.2, normalise=False)
     data = data_of(tmp_path, found, {"n": str}, **options)
     batch = next(iter(data.batches(data.eval_loader("val"))))
-    assert data.files.tokens("val").dtype == torch.int32
-    assert data.files.tokens("val").max() > 1 << 16
-    assert data.decoded(batch["input_ids"][0][2:]) in "".join(found)
+    assert data.source("val").tokens.dtype == torch.int32
+    assert data.source("val").tokens.max() > 1 << 16
+    assert decoded(data, batch["input_ids"][0][2:]) in "".join(found)
     predicted = torch.cat([b["labels"].flatten() for b in data.batches(data.eval_loader("val"))])
     assert predicted.max() > 1 << 16
     (tmp_path / "more").mkdir()
@@ -391,10 +408,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
 def test_corpus_bad_input(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", texts())
     for options, match in (
-        ({"tokenizer": "sentencepiece"}, r"data.tokenizer='sentencepiece': byte_bpe, bpe"),
         ({"documents": "single", "windows": "random"}, "set data.windows=epoch"),
-        ({"windows": "some"}, r"data.windows='some'"),
-        ({"block_size": 0}, r"data.block_size=0"),
         ({"special_tokens": ["[CLS]"]}, r"no token '\[CLS\]'; known: \[PAD\], \[MASK\]"),
         ({"vocab_size": 100}, "too small for 256 bytes and 1 special tokens; set at least 258"),
         (
@@ -409,8 +423,15 @@ def test_corpus_bad_input(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=match) as caught:
             data_of(tmp_path, **options).setup()  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="take data=text_folder"):
-        PythonLibrary("code", vocab_size=300, block_size=8, path="x").setup()
+    node = {"_target_": "genlab.data.text.Text", "name": "x", "split": "documents", "vocab_size": 9, "block_size": 16}
+    for key, value, match in (
+        ("tokenizer", "sentencepiece", r"must be one of byte_bpe, bpe, .*, is 'sentencepiece'"),
+        ("windows", "some", "must be one of random, epoch, contiguous, is 'some'"),
+        ("block_size", 0, "must be an integer >= 1, is 0"),
+        ("condition_values", 0, "must be an integer >= 1, is 0"),
+    ):
+        with pytest.raises(ConfigError, match=rf"data\.{key} {match}"):
+            instantiate(OmegaConf.create({"data": {**node, key: value}}).data)
 
 
 def test_pythons_own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +442,7 @@ def test_pythons_own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (folder / "test" / "x.py").write_text("left out")
     monkeypatch.setattr(corpus.sysconfig, "get_path", lambda name: str(folder))
     options = {"suffixes": [".py"], "exclude": ["test"], "prepare": Preparation(near_duplicates="ignore")}
-    data = PythonLibrary("code", vocab_size=300, block_size=8, batch_size=4, **options)  # type: ignore[arg-type]
+    data = Text("code", split="documents", path=PYTHON, vocab_size=300, block_size=8, batch_size=4, **options)  # type: ignore[arg-type]
     data.setup()
     assert data.manifest.facts["python"].count(".") == 2
     assert sum(data.manifest.splits[split]["documents"] for split in ("train", "val", "test")) == 60
@@ -432,9 +453,6 @@ def test_real_poetry_and_works() -> None:
     for name in ("shakespeare_works", "chinese_poetry"):
         if not present(name):
             pytest.skip(f"python scripts/fetch_data.py {name}")
-    from genlab.cli.compose import compose_config
-    from genlab.cli.targets import instantiate
-
     conf = Path(__file__).resolve().parent.parent / "conf"
     sizes = {}
     for option in ("poetry", "shakespeare_works_bpe"):

@@ -377,13 +377,13 @@ def test_smollm2_answers_as_in_transformers() -> None:
 @pytest.mark.skipif(not present("tiny_shakespeare"), reason="tiny_shakespeare is not in the cache")
 def test_smollm2_on_the_first_page_of_shakespeare() -> None:
     """The perplexity that is stored: 562 tokens, each after all before it."""
-    from genlab.data.text import TokenizedText
+    from genlab.data.text import Text
     from genlab.evaluation import evaluate
     from genlab.evaluation.metrics import TextLikelihood
     from genlab.evaluation.protocol import Protocol
 
     run = load_run("smollm2", device="cpu")
-    data = TokenizedText("tiny_shakespeare", tokenizer="smollm2", vocab_size=49152, block_size=1024,
+    data = Text("tiny_shakespeare", split="share", vocabulary="smollm2", vocab_size=49152, block_size=1024,
                          train_fraction=0, characters=2000, batch_size=1)  # fmt: skip
     data.setup()
     stored = json.loads((Path(__file__).parent.parent / "docs/results/smollm2-shakespeare-page.json").read_text())

@@ -292,7 +292,7 @@ def test_protocols_name_what_they_measure(tmp_path: Any) -> None:
                           "pseudo_nats_per_token_4_val.proxy", "pseudo_perplexity_4_val.proxy"}  # fmt: skip
     # Untrained: about the uniform distribution; bytes are those of the tokens that an autoregressive model counts.
     assert found["nats_per_token_bound_val"] == pytest.approx(math.log(65), rel=0.05)
-    bits = found["nats_per_token_bound_val"] / math.log(2) / data.bytes_per_token("val")
+    bits = found["nats_per_token_bound_val"] / math.log(2) / data.units_per_token("val")["byte"]
     assert found["bits_per_byte_bound_val"] == pytest.approx(bits)
     protocol = Protocol(metrics={"text_likelihood": TextLikelihood()}, reference_split="val")
     with pytest.raises(ConfigError, match="MaskedModel cannot give a text likelihood"):

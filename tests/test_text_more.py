@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from genlab.callbacks.pictures import show_table
 from genlab.cli.compose import compose_config
 from genlab.cli.targets import instantiate
-from genlab.data.corpus import Corpus
-from genlab.data.sources import Tokens
+from genlab.data.text import Text as TextData
+from genlab.data.windows import Windows
 from genlab.decoding.tokens import TokenSampler
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
@@ -43,7 +43,6 @@ from genlab.evaluation.metrics import (
 )
 from genlab.evaluation.tables import SHOWN, table_columns, write_table
 from genlab.evaluation.texts import item_record
-from genlab.evaluation.windows import SlidingWindows
 from genlab.files import cache_root
 from genlab.modality import Text
 from genlab.models.language import LanguageModel
@@ -73,7 +72,7 @@ class Table(nn.Module):
         return (self.logs[batch["labels"].clamp(min=0)] * counted).sum(1), counted.sum(1)
 
 
-def corpus(folder: Path, tokenizer: str, **options: Any) -> Corpus:
+def corpus(folder: Path, tokenizer: str, **options: Any) -> TextData:
     """The corpus of test_corpus; its characters are counted."""
     if tokenizer == "characters":
         options["vocab_size"] = size_of(folder, tokenizer=tokenizer)
@@ -82,7 +81,7 @@ def corpus(folder: Path, tokenizer: str, **options: Any) -> Corpus:
     return data
 
 
-def bytes_of(data: Corpus, token: int) -> bytes:
+def bytes_of(data: TextData, token: int) -> bytes:
     """What a token stands for. Byte-level vocabularies write bytes as characters (openai/gpt-2, bytes_to_unicode)."""
     written = data.tokenizer.id_to_token(token)
     if data.encoding.kind != "byte_bpe":
@@ -133,7 +132,7 @@ def test_a_uniform_model_has_the_size_of_the_vocabulary_as_its_perplexity(cache:
         record = likelihood(model, data, **options)
         suffix = "".join(f"_{key}{value}" for key, value in options.items())
         assert record["values"][f"perplexity_val{suffix}"] == pytest.approx(data.vocab_size, rel=1e-9)
-        assert record["reference"]["tokens"] == len(data.files.tokens("val")) - 1  # each once
+        assert record["reference"]["tokens"] == len(data.source("val").tokens) - 1  # each once
         context = options.get("context", 16)
         assert record["reference"]["context"] == context
         assert record["reference"]["stride"] == options.get("stride", context)
@@ -148,7 +147,7 @@ def test_unknown_words_have_no_bits_a_byte(cache: Path) -> None:
 
 def test_overlapping_windows_by_hand() -> None:
     """Context 4, stride 2, ten tokens: the first window predicts 1 to 4, the others two more each."""
-    windows = SlidingWindows(Tokens(torch.arange(10, dtype=torch.int16), 4, None, "x"), 4, 2)
+    windows = Windows(torch.arange(10, dtype=torch.int16), 4, "x", stride=2)
     batch = windows.batch(torch.arange(len(windows)), torch.zeros(len(windows)))
     assert batch["input_ids"].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 0]]
     none = -100
@@ -156,13 +155,9 @@ def test_overlapping_windows_by_hand() -> None:
     for length in range(2, 30):
         for context in range(1, 9):
             for stride in range(1, context + 1):
-                windows = SlidingWindows(Tokens(torch.arange(length).short(), 4, None, "x"), context, stride)
+                windows = Windows(torch.arange(length).short(), context, "x", stride=stride)
                 labels = windows.batch(torch.arange(len(windows)), torch.zeros(1))["labels"]
                 assert sorted(labels[labels >= 0].tolist()) == list(range(1, length))
-    with pytest.raises(
-        ConfigError, match=r"evaluation.metrics.text_likelihood.stride=5: must be at most the context, 4"
-    ):
-        SlidingWindows(Tokens(torch.arange(9).short(), 4, None, "x"), 4, 5)
 
 
 def test_windows_that_cannot_be(cache: Path) -> None:
@@ -172,6 +167,10 @@ def test_windows_that_cannot_be(cache: Path) -> None:
         likelihood(model, single, stride=2)
     with pytest.raises(ConfigError, match=r"evaluation.metrics.text_likelihood.context=65: the model reads at most 64"):
         likelihood(model, corpus(cache, "characters"), context=65)
+    with pytest.raises(
+        ConfigError, match=r"evaluation.metrics.text_likelihood.stride=5: must be at most the context, 4 tokens"
+    ):
+        likelihood(model, corpus(cache, "characters"), context=4, stride=5)
     kept = [text for _, text in single.texts("val") if len(text) + 1 <= 160]
     assert 0 < len(kept) < single.manifest.splits["val"]["documents"]
     units = single.units_per_token("val") or {}
@@ -579,7 +578,7 @@ def test_poems_go_on_from_their_form(cache: Path) -> None:
 
         def sample(self, seeds: Tensor, condition: Any = None, sampler: Any = None) -> Samples:
             heads = self.shown(condition)["prompt"]
-            asked.extend(data.decoded(row) for row in condition["prompt"])
+            asked.extend(data.tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in condition["prompt"])
             assert sampler.max_new_tokens == 41 - 2
             return Samples(Text(), [head + "made" for head in heads], condition)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genlab.callbacks.conductor import seed_all
 from genlab.cli.old_protocol import new_form
+from genlab.cli.old_targets import modern
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
 from genlab.cli.stored import literal, load_yaml
 from genlab.cli.targets import check_own, instantiate
@@ -39,7 +40,7 @@ def load_config(run: RunDirectory) -> DictConfig:
     if is_pretrained(run.path):
         return OmegaConf.create(pretrained_config(run.path))
     if is_export(run.path):
-        return OmegaConf.create(literal(read_facts(run.path)["config"]))
+        return OmegaConf.create(literal(modern(read_facts(run.path)["config"])))
     return load_yaml(run.config)
 
 

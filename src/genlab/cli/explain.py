@@ -71,7 +71,7 @@ def _missing(error: MissingConfigException, arguments: Any, folder: str) -> Prob
     """An option that its group does not have, or a config file that is not there."""
     path = error.missing_cfg_file or ""
     group, _, option = path.rpartition("/")
-    options = [str(o) for o in error.options or []]
+    options = [str(o) for o in error.options or [] if not str(o).startswith("_")]
     inside = re.search(r"In '([^']*)'", str(error))
     chosen = any(o.partition("=")[0].lstrip("+~").partition("@")[0] == group for o in arguments.overrides)
     where = "command line" if chosen else f"conf/{inside[1]}.yaml" if inside else ""
@@ -122,7 +122,7 @@ def _groups(folder: str) -> list[str]:
 
 
 def _listed(folder: str, group: str) -> str:
-    return ", ".join(sorted(p.stem for p in (Path(folder) / group).glob("*.yaml")))
+    return ", ".join(sorted(p.stem for p in (Path(folder) / group).glob("[!_]*.yaml")))
 
 
 def origin(key: str, settings: Any) -> str:
@@ -146,11 +146,12 @@ def origin(key: str, settings: Any) -> str:
 
 
 def help_text(config_name: str, folders: list[str], summary: str) -> str:
-    """The groups and their options with one line each: the first comment of each file."""
+    """The groups and their options with one line each: the first comment of each file. What begins with _ is no option,
+    but what several have in common."""
     lines = [one_line(summary), "", f"Usage: python {config_name}.py [GROUP=OPTION ...] [KEY=VALUE ...]", ""]
     for group in sorted({group for folder in folders for group in _groups(folder)}):
         lines.append(f"{group}:")
-        options = {path.stem: path for folder in folders for path in (Path(folder) / group).glob("*.yaml")}
+        options = {path.stem: path for folder in folders for path in (Path(folder) / group).glob("[!_]*.yaml")}
         wide = max((len(name) for name in options), default=0)
         lines += [
             f"  {group}={name:<{wide}}  {_first_comment(path)}".rstrip() for name, path in sorted(options.items())

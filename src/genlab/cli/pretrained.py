@@ -75,7 +75,7 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
     if theirs != ours:
         raise ConfigError(
             f"the data's vocabulary ({len(ours)} tokens) is not that of {path} ({len(theirs)}): its ids would mean "
-            f"other tokens. Take data with data.tokenizer={folder}, such as data=shakespeare_tokens"
+            f"other tokens. Take data with data.vocabulary={folder}, such as data=shakespeare_tokens"
         )
 
 

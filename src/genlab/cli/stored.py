@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader  # OmegaConf's own reading of numbers; refuses a key that comes twice
 from omegaconf.errors import OmegaConfBaseException
 
+from genlab.cli.old_targets import modern
 from genlab.errors import ConfigError
 
 
@@ -44,9 +45,10 @@ def load_yaml(path: Path) -> DictConfig:
     try:
         text = path.read_text(encoding="utf-8")
         refuse_bombs(text, path)
-        config = OmegaConf.create(literal(yaml.load(text, get_yaml_loader())))
+        plain = yaml.load(text, get_yaml_loader())
+        config = OmegaConf.create(literal(modern(plain))) if isinstance(plain, dict) else None
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(config, DictConfig):
+    if config is None:
         raise ConfigError(f"{path} is not a configuration")
     return config

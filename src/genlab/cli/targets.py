@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genlab.cli.arguments import SPECIAL, check_arguments
+from genlab.cli.old_targets import successor
 from genlab.cli.problem import Problem, nearest
 from genlab.cli.signature import Definition, derives, find, is_module, names_in
 
@@ -94,6 +95,8 @@ def allowed(target: Any, key: str, base: str | None = None) -> Definition:
     root = target.partition(".")[0]
     if root not in {"genlab", *(library.partition(".")[0] for library, _ in LIBRARIES), *user_packages()}:
         raise _refused(target, key, f"{root!r} is not among the allowed packages")
+    if new := successor(target):
+        raise Problem(f"target {target!r} is no more", key, f"It is now {new}")
     found = find(target)
     if not isinstance(found, Definition):
         module, _, name = target.rpartition(".")
@@ -221,7 +224,9 @@ def _build(value: Any, key: str, loaded: dict[int, Any], kwargs: dict[str, Any])
     make = loaded[id(value)]
     if value.get("_partial_", False):
         return functools.partial(make, **built, **kwargs)
-    if _inside(make.__module__, ["torchmetrics"]):  # YAML has no tuples, and where these ask for one a list is refused
+    if is_inside(
+        make.__module__, ["torchmetrics"]
+    ):  # YAML has no tuples, and where these ask for one a list is refused
         wanted = inspect.signature(make).parameters
         built = {
             name: tuple(inner)

@@ -46,11 +46,6 @@ class Alphabet:
         """uint16 [len(text)]; every character must be of the alphabet."""
         return self._table[code_points(text)]
 
-    def utf8_bytes(self, tokens: Tensor) -> int:
-        """Bytes in UTF-8 of int16 tokens that hold uint16 ids."""
-        size = np.array([len(c.encode()) for c in self.characters], dtype=np.uint8)
-        return sum(int(size[part.numpy().view(np.uint16)].sum(dtype=np.int64)) for part in tokens.split(BLOCK))
-
     def tokenizer(self) -> Tokenizer:
         """The same as a `tokenizers.Tokenizer`; `decode(encode(x).ids) == x`."""
         tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(self.characters)}))

@@ -197,14 +197,10 @@ class DataModule(pl.LightningDataModule, ABC):
         """Raw tensors, on the device, to what the model reads: floats, augmentation in training. Row by row."""
         return batch
 
-    def bytes_per_token(self, split: Split) -> float | None:
-        """UTF-8 bytes that a token of the split stands for, on average; for bits per byte. Text only. None where the
-        tokens do not say the whole text, so that bits per byte has no meaning."""
-        raise ConfigError(f"data {self.name!r} is {self.modality}: it has no bytes per token")
-
     def units_per_token(self, split: Split) -> dict[str, float] | None:
-        """Of text: how many "byte", "character" and "word" a predicted token of the split stands for, on average;
-        without "word" where the script puts no spaces between words. None as for `bytes_per_token`."""
+        """Of text: how many "byte" (in UTF-8), "character" and "word" a predicted token of the split stands for, on
+        average; without "word" where the script puts no spaces between words. None where the tokens do not say the
+        whole text, so that bits per byte has no meaning."""
         raise ConfigError(f"data {self.name!r} is {self.modality}: it has no units of text")
 
     def texts(self, split: Split) -> Iterator[tuple[str, str]]:

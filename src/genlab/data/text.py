@@ -1,192 +1,158 @@
-"""Text data modules: one UTF-8 file, a token a character or in the vocabulary of a pretrained model."""
+"""The data module of text: a split rule, a vocabulary and a rule of windows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
-import numpy as np
-import torch
-from tokenizers import Tokenizer
-
-from genlab.data.characters import Alphabet, read_tokens, text_blocks
+from genlab.data.corpus import Documents
 from genlab.data.documents import count_units
-from genlab.data.fetch import data_root, fetch, find
-from genlab.data.manifest import Manifest, digest
+from genlab.data.fetch import fetch, find
+from genlab.data.manifest import Manifest
 from genlab.data.module import Common, DataModule, Loader, Split
-from genlab.data.sources import Source, Tokens, widened
-from genlab.data.streams import ContiguousTokens, Windows, windowed
-from genlab.data.vocabulary import read_vocabulary, vocabulary_digest
+from genlab.data.prepare import Preparation
+from genlab.data.sources import Source
+from genlab.data.splits import Part, Parts, files, share
+from genlab.data.token_files import Encoding
+from genlab.data.vocabulary import END, KINDS, PAD, Kind, vocabulary_digest
+from genlab.data.windows import Windows
 from genlab.errors import ConfigError
+from genlab.files import cache_root
+
+# Of each split rule: the vocabularies that can be made of it, and the options that are its alone.
+RULES: dict[str, tuple[tuple[Kind, ...], tuple[str, ...]]] = {
+    "share": (("characters",), ("train_fraction", "characters")),
+    "files": (("words",), ("verify",)),
+    "documents": (KINDS, ("documents", "condition", "condition_values", "select", "special_tokens", "prepare",
+                          "suffixes", "exclude", "text_field")),
+}  # fmt: skip
 
 
-class WholeText(DataModule):
-    """Splits that are one text each. A subclass asserts its vocabulary in `load`.
+class Text(DataModule):
+    """A text as tokens. A batch has "input_ids" and "labels", int64 [B, block_size]; labels are shifted, -100 where
+    nothing is predicted; what else it has, and the rules of windows, see `genlab.data.windows.Windows`.
+
+    A split that the rule does not give is an alias of val. Attention is not cut at the end of a document (as GPT-2).
+
+    Args:
+        split: "share": of the characters of one file, train the first, val the rest; "files": three files of words, see
+            `genlab.data.splits.files`; "documents": whole documents, see `genlab.data.corpus`.
+        vocab_size: tokens of the vocabulary, special ones included; asserted (the right number is answered to a wrong
+            one).
+        block_size: T, tokens a window.
+        path: of the file; of the folder of files; of documents see `genlab.data.corpus.Documents`. None: the standard
+            set of this name, fetched at first use (files: the folder of this name in the cache).
+        tokenizer: see `genlab.data.vocabulary`. A share makes "characters" only; of files "words" are those between
+            spaces, and <eos>.
+        vocabulary: of a pretrained model, in the place of a made one: a tokenizer.json, a folder with one, or a name
+            that scripts/fetch_data.py knows. `tokenizer` and `special_tokens` then do not matter.
+        windows: "random": in training at random offsets by (seed, epoch, id), nanoGPT's protocol; "epoch": one after
+            another, each token once an epoch. val and test are always the latter, but for "contiguous": all splits in
+            batch_size (val_batch_size) rows that go on from batch to batch, for model.carried_state.
+        train_fraction: of the characters of a share; 0: all are val, and there is nothing to train on.
+        characters: of a share: only the first so many of the file; None: all.
+        verify: hold the files against the md5 of Penn Treebank's.
+        documents: "packed": one stream of all documents is cut into windows; "single": a document an item, padded; one
+            of more than block_size tokens is left out and counted in the manifest.
+        condition: fields of the records whose values stand before the text as one token each, <|field=value|>. They
+            are never a label.
+        condition_values: tokens a field at most; rarer values become "other".
+        select: field -> values: documents of other values are left out, after the split.
+        special_tokens: of [PAD], [MASK], for models that need them.
+        prepare: see `genlab.data.corpus.Documents`, as the next three.
 
     Raises:
-        ConfigError: block_size is no positive integer.
+        ConfigError: options that do not go together.
     """
 
     modality = "text"
-    tokenizer: Tokenizer
 
-    def __init__(self, name: str, vocab_size: int, block_size: int, windows: Windows, **common: Unpack[Common]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        split: Literal["share", "files", "documents"],
+        vocab_size: Annotated[int, "ge 1"],
+        block_size: Annotated[int, "ge 1"],
+        path: str | None = None,
+        tokenizer: Kind = "byte_bpe",
+        vocabulary: str | None = None,
+        windows: Literal["random", "epoch", "contiguous"] = "random",
+        train_fraction: Annotated[float, "ge 0, lt 1"] = 0.9,
+        characters: Annotated[int, "ge 1"] | None = None,
+        verify: bool = False,
+        documents: Literal["packed", "single"] = "packed",
+        condition: Sequence[str] = (),
+        condition_values: Annotated[int, "ge 1"] = 64,
+        select: Mapping[str, Sequence[str]] | None = None,
+        special_tokens: Sequence[str] = (),
+        prepare: Preparation | None = None,
+        suffixes: Sequence[str] = (".txt",),
+        exclude: Sequence[str] = (),
+        text_field: str = "text",
+        modality: Literal["text"] = "text",
+        **common: Unpack[Common],
+    ) -> None:
+        given = dict(locals())
         super().__init__(name, **common)
-        if not isinstance(block_size, int) or block_size < 1:
-            raise ConfigError(f"data.block_size={block_size!r} must be a positive integer")
-        self.vocab_size, self.block_size, self.windows = vocab_size, block_size, windows
+        kinds, own = RULES[split]
+        for key in (key for rule in RULES.values() for key in rule[1] if key not in own):
+            if given[key] != inspect.signature(Text).parameters[key].default:
+                raise ConfigError(f"data.{key}: data.split={split} has no such option, only {', '.join(own)}")
+        if vocabulary is None and tokenizer not in kinds:
+            raise ConfigError(f"data.tokenizer={tokenizer}: data.split={split} makes {', '.join(kinds)} only")
+        if vocabulary is not None and split == "files":
+            raise ConfigError("data.vocabulary: the words of data.split=files are their own; leave it null")
+        if documents == "single" and windows != "epoch":
+            raise ConfigError(f"data.documents=single has no {windows} windows; set data.windows=epoch")
+        self.split, self.vocab_size, self.block_size, self.windows = split, vocab_size, block_size, windows
+        self.path, self.vocabulary, self.verify = path, vocabulary, verify
+        self.train_fraction, self.characters, self.single = train_fraction, characters, documents == "single"
+        self.encoding = Encoding(
+            tokenizer, vocab_size, tuple(special_tokens), tuple(condition), condition_values, select, vocabulary
+        )
+        self.documents = Documents(name, path, prepare or Preparation(), suffixes, exclude, text_field)
+        self._parts: dict[Split, Part] = {}
 
-    def texts(self, split: Split) -> Iterator[tuple[str, str]]:
-        """The whole split: the file is one document."""
-        yield self.name, self.text(split)
-
-    def text(self, split: Split) -> str:
-        """The whole text of a split."""
-        source = self.source(split)
-        assert isinstance(source, Tokens | ContiguousTokens)
-        return self.tokenizer.decode(widened(source.tokens).tolist(), skip_special_tokens=False)
-
-
-class CharacterText(WholeText):
-    """A text file as characters. A batch has "input_ids" and "labels", int64 [B, block_size]; labels are shifted.
-
-    train is the first `train_fraction` of the characters and val the rest, as nanoGPT splits; test is an alias of val.
-
-    Args:
-        path: of the file, UTF-8; None = the standard set of this name, fetched at first use.
-        vocab_size: number of distinct characters of the whole file; asserted (the right number is answered to a wrong
-            one).
-        block_size: T, tokens a window.
-        train_fraction: of the characters.
-        windows: "random": at random offsets by (seed, epoch, id) in training, one after another in val and test;
-            "contiguous": all splits in batch_size (val_batch_size) rows that go on from batch to batch, for
-            model.carried_state.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        vocab_size: int,
-        block_size: int,
-        path: str | None = None,
-        train_fraction: float = 0.9,
-        windows: Windows = "random",
-        modality: Literal["text"] = "text",
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(name, vocab_size, block_size, windows, **common)
-        if not 0 < train_fraction < 1:
-            raise ConfigError(f"data.train_fraction={train_fraction} must lie between 0 and 1")
-        self.path, self.train_fraction = path, train_fraction
-        self._tokens: dict[str, torch.Tensor] = {}
-        self._alphabet: Alphabet
+    def _read(self) -> Parts:
+        path = None if self.path is None else Path(self.path).expanduser()
+        if self.split == "share":
+            path = path or fetch(self.name) / find(self.name).files[0].name
+            return share(self.name, path, self.train_fraction, self.characters, self.vocabulary, self.vocab_size)
+        if self.split == "files":
+            return files(self.name, path or cache_root() / self.name, self.verify, self.vocab_size)
+        return self.documents.encoded(self.encoding, self.block_size if self.single else None)
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
-        path = fetch(self.name) / find(self.name).files[0].name if self.path is None else Path(self.path).expanduser()
-        tokens, alphabet, sha256 = read_tokens(path, data_root() / "tokens")
-        if len(alphabet) != self.vocab_size:
-            raise ConfigError(
-                f"{path} has {len(alphabet)} distinct characters, data.vocab_size is {self.vocab_size}; "
-                f"set data.vocab_size={len(alphabet)}"
-            )
-        self.tokenizer = alphabet.tokenizer()
-        n = len(tokens)
-        cut = int(n * self.train_fraction)
-        train = windowed(tokens[:cut], self.block_size, self.windows, self.batch_size, self.seed, f"{path} (train)")
-        val = windowed(tokens[cut:], self.block_size, self.windows, self.val_batch_size, None, f"{path} (val)")
-        splits: dict[str, dict[str, Any]] = {}
-        parts: tuple[tuple[Split, Source, int, int], ...] = (("train", train, 0, cut), ("val", val, cut, n))
-        for split, source, lo, hi in parts:
-            self._tokens[split] = tokens[lo:hi]
-            note = f"characters {lo} to {hi}"
-            splits[split] = {"count": len(source), "tokens": hi - lo, "sha256": digest([sha256, lo, hi]), "from": note}
-        self._tokens["test"], self._alphabet = self._tokens["val"], alphabet
-        splits["test"] = {**splits["val"], "from": "alias of val"}
-        vocabulary = {"vocab_size": len(alphabet), "vocabulary_sha256": vocabulary_digest(self.tokenizer)}
-        facts = {**vocabulary, "block_size": self.block_size, "unit": "character"}
-        return {"train": train, "val": val, "test": val}, Manifest(self.name, self.modality, facts, splits)
-
-    def bytes_per_token(self, split: Split) -> float:
-        self.setup()
-        return self._alphabet.utf8_bytes(self._tokens[split]) / len(self._tokens[split])
-
-    def units_per_token(self, split: Split) -> dict[str, float]:
-        return {unit: n / len(self.text(split)) for unit, n in count_units([self.text(split)]).items()}
-
-
-class TokenizedText(WholeText):
-    """A text file in the vocabulary of a pretrained model. A batch as that of `CharacterText`.
-
-    The text is split by characters, each split is then encoded whole (nanoGPT's data/shakespeare), nothing added. It
-    is encoded at every start, so this is for texts of some MB; `genlab.data.corpus.Corpus` is for larger ones.
-
-    Args:
-        tokenizer: a tokenizer.json, a folder with one, or a name that scripts/fetch_data.py knows.
-        path: as of `CharacterText`.
-        vocab_size: tokens of the vocabulary; asserted.
-        block_size: T, tokens a window.
-        train_fraction: of the characters; 0: all are val, and train an alias that is refused in training.
-        characters: only the first so many of the file; None: all.
-        windows: as of `CharacterText`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        tokenizer: str,
-        vocab_size: int,
-        block_size: int,
-        path: str | None = None,
-        train_fraction: float = 0.9,
-        characters: int | None = None,
-        windows: Windows = "random",
-        modality: Literal["text"] = "text",
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(name, vocab_size, block_size, windows, **common)
-        if not 0 <= train_fraction < 1:
-            raise ConfigError(f"data.train_fraction={train_fraction} must lie between 0 and 1; 0: nothing to train on")
-        if characters is not None and characters < 1:
-            raise ConfigError(f"data.characters={characters} must be positive, or null")
-        self.path, self.given = path, tokenizer
-        self.train_fraction, self.characters = train_fraction, characters
-        self._units: dict[str, dict[str, float]] = {}
-
-    def load(self) -> tuple[dict[Split, Source], Manifest]:
-        path = fetch(self.name) / find(self.name).files[0].name if self.path is None else Path(self.path).expanduser()
-        self.tokenizer = read_vocabulary(self.given, self.vocab_size)
-        text = "".join(text_blocks(path))[: self.characters]
-        if not text:
-            raise ConfigError(f"{path}: empty, 0 characters")
-        cut = int(len(text) * self.train_fraction)
-        sources: dict[Split, Source] = {}
-        splits: dict[str, dict[str, Any]] = {}
-        parts: tuple[tuple[Split, int, int], ...] = (("train", 0, cut), ("val", cut, len(text)))
-        for split, lo, hi in parts:
-            if lo == hi:
-                continue
-            ids = np.array(self.tokenizer.encode(text[lo:hi], add_special_tokens=False).ids, dtype=np.int64)
-            wide = self.vocab_size > 1 << 16
-            stored = torch.from_numpy(ids.astype(np.int32) if wide else ids.astype(np.uint16).view(np.int16))
-            rows, seed = (self.batch_size, self.seed) if split == "train" else (self.val_batch_size, None)
-            source = windowed(stored, self.block_size, self.windows, rows, seed, f"{path} ({split})")
-            sources[split] = source
-            predicted = self.tokenizer.decode(ids[1:].tolist(), skip_special_tokens=False)
-            self._units[split] = {unit: n / max(len(ids) - 1, 1) for unit, n in count_units([predicted]).items()}
-            note = f"characters {lo} to {hi}"
-            facts = {"tokens": len(ids), "sha256": digest(ids.tobytes()), "from": note}
-            splits[split] = {"count": len(source), **facts}
-        aliases: tuple[Split, ...] = ("train", "test")
-        for split in aliases:
-            if split not in sources:
-                sources[split], splits[split] = sources["val"], {**splits["val"], "from": "alias of val"}
-                self._units[split] = self._units["val"]
+        read = self._read()
+        self.tokenizer, self._parts = read.tokenizer, read.parts
         vocabulary = {"vocab_size": self.vocab_size, "vocabulary_sha256": vocabulary_digest(self.tokenizer)}
-        facts = {**vocabulary, "block_size": self.block_size, "unit": "pretrained token"}
-        return sources, Manifest(self.name, self.modality, facts, splits)
+        facts = {**vocabulary, "block_size": self.block_size, **read.facts}
+        if self.split != "share":
+            facts["windows"] = self.windows
+        sources: dict[Split, Source] = {s: self._windows(s, part, read.given) for s, part in read.parts.items()}
+        splits: dict[str, dict[str, Any]] = {
+            s: {"count": len(sources[s]), **part.facts} for s, part in read.parts.items()
+        }
+        aliases: tuple[Split, ...] = ("train", "test")
+        for alias in aliases:
+            if alias not in sources:
+                sources[alias], self._parts[alias] = sources["val"], self._parts["val"]
+                splits[alias] = {**splits["val"], "from": "alias of val"}
+        return sources, Manifest(self.name, self.modality, facts, splits, read.filter)
+
+    def _windows(self, split: Split, part: Part, given: tuple[int, int] | None) -> Windows:
+        pads = [self.tokenizer.token_to_id(token) for token in (PAD, END)]
+        rule: dict[str, Any] = {}
+        if part.documents is not None:
+            rule = {"documents": part.documents, "pad": next(pad for pad in pads if pad is not None)}
+        elif self.windows == "contiguous":
+            rule = {"rows": self.batch_size if split == "train" else self.val_batch_size}
+        elif self.windows == "random" and split == "train":
+            rule = {"seed": self.seed}
+        return Windows(part.tokens, self.block_size, part.origin, given=given, **rule)
 
     def train_loader(self, *args: Any, **options: Any) -> Loader:
         """See DataModule.train_loader.
@@ -194,13 +160,21 @@ class TokenizedText(WholeText):
         Raises:
             ConfigError: all of the text is held out.
         """
-        if not self.train_fraction:
-            raise ConfigError("data.train_fraction=0: this text is for evaluation only; there is nothing to train on")
+        if self.source("train") is self.source("val"):
+            raise ConfigError(
+                f"data.train_fraction={self.train_fraction}: this text is for evaluation only; there is nothing to "
+                "train on"
+            )
         return super().train_loader(*args, **options)
 
-    def bytes_per_token(self, split: Split) -> float:
-        return self.units_per_token(split)["byte"]
-
-    def units_per_token(self, split: Split) -> dict[str, float]:
+    def texts(self, split: Split) -> Iterator[tuple[str, str]]:
+        """The documents of a split, those too long for documents="single" among them; a file is one document."""
         self.setup()
-        return self._units[split]
+        yield from self._parts[split].texts()
+
+    def units_per_token(self, split: Split) -> dict[str, float] | None:
+        """Of the documents that are read; a token is one that is predicted (texts and their ends, not the conditions).
+        None where words are [UNK] or <unk>: of their bytes nothing is predicted."""
+        self.setup()
+        part = self._parts[split]
+        return None if part.said is None else {u: n / part.counted for u, n in count_units(part.said()).items()}

@@ -3,7 +3,6 @@
 FOLDER/tokenizer.json       the vocabulary, trained on the train split
 FOLDER/SPLIT.tokens         uint16 or uint32: END, then of each document its condition tokens, its text, END
 FOLDER/SPLIT.ends           int64 [documents]: place after each document's END
-FOLDER/SPLIT.bytes          int64 [documents]: bytes of its text in UTF-8
 FOLDER/tokens.json          counts and sha256 of the above, the conditions
 """
 
@@ -160,8 +159,7 @@ def _write(
     end, unknown = ids_of[END], ids_of.get(UNKNOWN)
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     ends: list[int] = []
-    sizes: list[int] = []
-    sha, total, unknowns = hashlib.sha256(), 1, 0
+    sha, total, size, unknowns = hashlib.sha256(), 1, 0, 0
 
     def prefix(record: Mapping[str, Any]) -> list[int]:
         values = [(f, str(record[f]) if str(record[f]) in known else REST) for f, known in conditions.items()]
@@ -181,14 +179,13 @@ def _write(
                 put(np.concatenate([np.array(prefix(record), dtype=np.uint32), ids, [end]]))
                 total += len(conditions) + len(ids) + 1
                 ends.append(total)
-                sizes.append(len(record["text"].encode()))
+                size += len(record["text"].encode())
                 unknowns += 0 if unknown is None else int((ids == unknown).sum())
     np.array(ends, dtype=np.int64).tofile(target.with_suffix(".ends"))
-    np.array(sizes, dtype=np.int64).tofile(target.with_suffix(".bytes"))
     return {
         "documents": len(ends),
         "tokens": total,
-        "bytes": sum(sizes),
+        "bytes": size,
         "unknown": unknowns,
         "sha256": sha.hexdigest(),
     }
@@ -220,10 +217,6 @@ class TokenFiles:
     def ends(self, split: str) -> Tensor:
         """int64 [documents]."""
         return self._map(f"{split}.ends", np.int64, self.meta["splits"][split]["documents"])
-
-    def sizes(self, split: str) -> Tensor:
-        """Bytes of each document's text in UTF-8, int64 [documents]."""
-        return self._map(f"{split}.bytes", np.int64, self.meta["splits"][split]["documents"])
 
     def _map(self, name: str, dtype: Any, count: int) -> Tensor:
         path = self.folder / name

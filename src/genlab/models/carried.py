@@ -30,7 +30,7 @@ class CarriedState:
         """The state that the batch's windows begin with; zeros where a row begins.
 
         Args:
-            batch: with "row" int64 [B] and "begins" bool [B] of `genlab.data.streams.ContiguousTokens`.
+            batch: with "row" int64 [B] and "begins" bool [B] of `genlab.data.windows.Windows`.
 
         Raises:
             ConfigError: the windows are not contiguous.

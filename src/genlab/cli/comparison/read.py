@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from genlab.cli.old_targets import modern
 from genlab.cli.problem import one_line
 from genlab.cli.stored import refuse_bombs
 from genlab.errors import ConfigError
@@ -165,7 +166,7 @@ def _config(path: Path, faults: list[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         faults.append("config.yaml: no configuration in it")
         return {}
-    return config
+    return modern(config)
 
 
 def _plain(node: Any) -> Any:

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from genlab.data.windows import Windows
 from genlab.errors import ConfigError
 from genlab.evaluation import likelihood
 from genlab.evaluation.metrics.base import Metric
 from genlab.evaluation.reference import read_items, subset
 from genlab.evaluation.sharding import from_first_rank, sharded
-from genlab.evaluation.windows import SlidingWindows, windows_of
 
 Count = Annotated[int, "ge 1"]
 Rows = dict[str, Tensor]
@@ -160,7 +160,7 @@ class TextLikelihood(Given):
 
     Args:
         context: inputs a window; None: those of the data's own windows.
-        stride: tokens that are new in each window, see windows.SlidingWindows; None: no overlap.
+        stride: tokens that are new in each window, see genlab.data.windows.Windows; None: no overlap.
         batch: windows in one call of the model.
     """
 
@@ -183,21 +183,43 @@ class TextLikelihood(Given):
         return {"sum": sums.double(), "tokens": counts.long(), "context": context}
 
     def source(self, model: Any, data: Any, protocol: Any) -> Any:
-        at = f"evaluation.metrics.{self.key}"
-        return windows_of(model, data, protocol.reference_split, self.context, self.stride, at)
+        """The data's own windows, or those of context and stride where one is stated.
+
+        Raises:
+            ConfigError: the split is no stream of tokens; the context is more than the model can read, the stride more
+                than the context.
+        """
+        at, source = f"evaluation.metrics.{self.key}", data.source(protocol.reference_split)
+        if self.context is None and self.stride is None:
+            return source
+        if source.rows is not None:
+            raise ConfigError(
+                f"{at}.stride: contiguous windows have a context of their own; leave stride and context out"
+            )
+        if not isinstance(source, Windows) or source.documents is not None:
+            raise ConfigError(
+                f"{at}.stride: each item is a document of its own, which is read from its beginning; "
+                "take data.documents=packed, or leave stride and context out"
+            )
+        context, limit = self.context or source.length, getattr(model, "context", None)
+        if limit is not None and context > limit:
+            raise ConfigError(f"{at}.context={context}: the model reads at most {limit} tokens")
+        if (self.stride or 0) > context:
+            raise ConfigError(f"{at}.stride={self.stride}: must be at most the context, {context} tokens")
+        return Windows(source.tokens, context, source.origin, stride=self.stride or context, given=source.given)
 
     def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
         """Windows, tokens, bytes, characters and words a token, context and stride in tokens."""
         units = from_first_rank(lambda: data.units_per_token(protocol.reference_split)) or {}
         source, longest = self.source(model, data, protocol), int(rows["context"].max())
-        sliding, carried = isinstance(source, SlidingWindows), getattr(model, "carried", None) is not None
+        carried = getattr(model, "carried", None) is not None
         return {
             "windows": len(rows["sum"]),
             "of": of,
             "tokens": int(rows["tokens"].sum()),
             **{f"{unit}s_per_token": units.get(unit) for unit in ("byte", "character", "word")},
-            "context": source.context if sliding else longest,
-            "stride": source.stride if sliding else longest,  # the data's own follow one another without overlap
+            "context": longest,
+            "stride": self.stride or longest,  # the data's own follow one another without overlap
             **({} if source.rows is None else {"rows": source.rows, "carried": carried}),
         }
 
