@@ -28,6 +28,7 @@ from genlab.errors import GenlabError, OutOfMemory
 from genlab.evaluation.judged import Folder, texts_from
 from genlab.files import read_rows, sha256_of, write_json
 
+LEAST = 12  # cases
 CASE_S = 30.0  # a case that takes longer hangs
 
 
@@ -263,9 +264,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def fuzz(reader: Reader, seconds: float, seed: int, keep: Path) -> Report:
-    """Mutates and reads for `seconds`. A hang, and what is no GenlabError of one line, is a fault, kept in `keep`."""
+    """Mutates and reads for `seconds`, and LEAST times on a machine that is busy. A hang, and what is no GenlabError of one line, is a fault, kept in `keep`."""
     rng, report, began = random.Random(seed), Report(), time.monotonic()
-    while time.monotonic() - began < seconds:
+    while time.monotonic() - began < seconds or report.cases < LEAST:
         case = mutated(rng.choice(reader.originals), rng, reader.text)
         reader.target.write_bytes(case)
         if reader.seal is not None:

@@ -22,7 +22,7 @@ from genlab.cli.build import load_weights
 from genlab.cli.hydra_main import _readable, complain
 from genlab.cli.stored import literal, load_yaml
 from genlab.conditions import Condition, read_conditions
-from genlab.data.text import CharacterText
+from genlab.data.text import Text
 from genlab.errors import CheckpointError, ConfigError
 from genlab.runs.directory import RunDirectory, create_run, find_unfinished, list_runs
 
@@ -79,7 +79,7 @@ def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
     assert found is not None
     assert found.path == run.path
     with pytest.raises(ConfigError, match=r"data\.name=.* must be a name"):
-        CharacterText(name, vocab_size=2, block_size=1, batch_size=1)
+        Text(name, split="share", vocab_size=2, block_size=1, batch_size=1)
 
 
 def test_a_nested_experiment_goes_on(tmp_path: Path) -> None:
