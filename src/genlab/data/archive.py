@@ -117,7 +117,7 @@ def _tar_members(file: tarfile.TarFile, archive: str, bound: int) -> Iterator[Me
 
 def _deb_to_tar(archive: Path, plain: Path, bound: int) -> None:
     """The data part of a .deb as a plain tar file of at most `bound` bytes."""
-    command = ["prlimit", f"--fsize={bound}", "dpkg-deb", "--fsys-tarfile", archive]
+    command = ["prlimit", f"--fsize={bound}", "dpkg-deb", "--fsys-tarfile", str(archive)]
     with open(plain, "wb") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:

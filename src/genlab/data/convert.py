@@ -216,7 +216,8 @@ def llama_from_gguf(unpacked: Path, target: Path) -> None:
         ):
             if facts[key] not in known:
                 raise DataError(f"{source.name}: {key} is {facts[key]!r}; expected {' or '.join(known)}")
-        network, report = AutoModelForCausalLM.from_pretrained(
+        kind: Any = AutoModelForCausalLM
+        network, report = kind.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         if lacking := sorted(report["missing_keys"]):

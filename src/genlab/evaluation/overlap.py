@@ -20,7 +20,6 @@ from torch import Tensor
 from genlab.data.documents import SCRIPTS
 
 HAN = "\u3007" + "".join(f"{chr(first)}-{chr(last)}" for first, last in SCRIPTS["han"])  # a class of characters
-TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # sacrebleu's that need no download; "none" splits at white space
 # What is a token of the lower-cased text for ROUGE. rouge-score's own rule reads ASCII only: it cuts words at umlauts
 # and finds nothing in Chinese, hence the others.
 ROUGE_TOKENS = {
@@ -30,6 +29,7 @@ ROUGE_TOKENS = {
     "char": ("letters", re.compile(r"[^\W_]")),
     "none": ("rouge-score", re.compile(r"[a-z0-9]+")),
 }
+TOKENIZERS = tuple(ROUGE_TOKENS)  # those of sacrebleu that need no download; "none" splits at white space
 SENTENCES = ("newline", "punctuation")
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 UNIT = 2**40  # ROUGE's scores are added up as integers in parts of this, as sums of floats depend on their order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -192,10 +193,7 @@ def measure(
     """
     whole = Measured()
     for name, metric in metrics.items():
-
-        def one(metric: Metric = metric, name: str = name) -> tuple[Any, ...]:
-            return _one(metric, name, judged, reference)
-
+        one = functools.partial(_one, metric, name, judged, reference)
         values, missing, signatures, columns = one() if alone or metric.all_ranks else from_first_rank(one)
         names = {output: f"{name}_{output}" if output in whole.values else output for output in values}
         whole.values |= {names[output]: value for output, value in values.items()}
