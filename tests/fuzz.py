@@ -264,7 +264,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def fuzz(reader: Reader, seconds: float, seed: int, keep: Path) -> Report:
-    """Mutates and reads for `seconds`, and LEAST times on a machine that is busy. A hang, and what is no GenlabError of one line, is a fault, kept in `keep`."""
+    """Mutates and reads for `seconds`, and LEAST times on a machine that is busy.
+
+    A hang, and what is no GenlabError of one line, is a fault, kept in `keep`.
+    """
     rng, report, began = random.Random(seed), Report(), time.monotonic()
     while time.monotonic() - began < seconds or report.cases < LEAST:
         case = mutated(rng.choice(reader.originals), rng, reader.text)
