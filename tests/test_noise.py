@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from genlab import noise
+from genlab.data.sources import keyed
 from genlab.noise import Stream
 
 with contextlib.suppress(ImportError):  # now: Inductor imports it, which fails once the old distutils has been imported
@@ -157,3 +158,15 @@ def test_fold_in() -> None:
     assert folded.dtype == torch.int64
     assert len(torch.cat([folded, noise.fold_in(ids, 8), ids]).unique()) == 30000
     assert torch.equal(noise.fold_in(ids[5:6], 7), folded[5:6])
+
+
+def test_large_seeds_repeat_nothing() -> None:
+    """Seeds of 63 bits give items, noise and training streams of their own; the small ones are as they were."""
+    ids = torch.arange(100)
+    seeds = [5, 5 + (1 << 31), 5 + (1 << 32), 5 + (1 << 33), 5 + (1 << 62), (1 << 63) - 1]
+    assert len(torch.cat([noise.fold_in(ids, seed) for seed in seeds]).unique()) == 100 * len(seeds)
+    assert len(torch.cat([keyed(ids, seed) for seed in seeds]).unique()) == 100 * len(seeds)
+    assert torch.equal(keyed(ids, 5), ids + (5 << 32))
+    assert (
+        len(torch.cat([noise.bits(keyed(ids, seed), noise.Stream.AUGMENT, 2)[:, 0] for seed in seeds]).unique()) > 598
+    )

@@ -44,9 +44,14 @@ class Stream(IntEnum):
 
 
 def fold_in(seeds: Tensor, value: int) -> Tensor:
-    """New seeds [B] (int64), a hash of (seeds[i], value): e.g. `fold_in(ids, run_seed)` keys items by run and id."""
+    """New seeds [B] (int64), a hash of (seeds[i], value): e.g. `fold_in(ids, run_seed)` keys items by run and id.
+
+    Args:
+        value: any integer of 64 bits.
+    """
     low, high = bits(seeds, (Stream.FOLD, value & _MASK), 2).unbind(1)
-    return (high << 32) | low
+    folded = (high << 32) | low
+    return folded if 0 <= value <= _MASK else fold_in(folded, (value >> 32) & _MASK)
 
 
 def bits(seeds: Tensor, stream: StreamKey, n: int) -> Tensor:

@@ -61,7 +61,7 @@ class LoadedRun:
             ConfigError: a condition that the model does not know or a value that cannot be; a model that does not
                 generate.
         """
-        return self.generative.sample(torch.arange(seed, seed + n), self.condition(n, condition), sampler)
+        return self.generative.sample(torch.arange(n) + seed, self.condition(n, condition), sampler)
 
     def condition(self, n: int, wanted: Mapping[str, Any]) -> Rows:
         """Conditions as a user writes them -> tensors of n rows: see genlab.conditions.condition_rows."""

@@ -32,7 +32,7 @@ def sample(config: DictConfig) -> Path:
     set_chunk_size(loaded, config.chunk_size)
     model, sampler = loaded.generative, choose_sampler(loaded, config.get("sampler"))
     wanted = wanted_conditions(config, model)
-    seeds = torch.arange(config.seed, config.seed + config.n)
+    seeds = torch.arange(config.n) + config.seed
     used = sampler or model.sampler
     streamed = _streamed(loaded, used, config.n, here.world) if config.stream else None
     samples = generate(model, seeds, loaded.condition(config.n, wanted), streamed or sampler)

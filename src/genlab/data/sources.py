@@ -15,15 +15,16 @@ from torch import Tensor
 
 from genlab.data.manifest import digest
 from genlab.errors import ConfigError, DataError
-from genlab.noise import Stream, bits
+from genlab.noise import Stream, bits, fold_in
 
 Batch = dict[str, Tensor]
 
 
 def keyed(ids: Tensor, seed: int) -> Tensor:
-    """Keys for `genlab.noise`, int64 [B], of items of a run: the low 32 bits of its seed above the id."""
+    """Keys for `genlab.noise`, int64 [B], of items of a run: 32 bits of its seed above the id, then further bits."""
     high = (seed & 0xFFFFFFFF) << 32
-    return ids | (high - (1 << 64) if high >> 63 else high)
+    keys = ids | (high - (1 << 64) if high >> 63 else high)
+    return fold_in(keys, seed >> 32) if seed >> 32 else keys
 
 
 class Source(ABC):

@@ -47,7 +47,7 @@ def evaluate(
         protocol: from conf/evaluation.
         sampler: from conf/sampler; None takes the model's own.
         weights: "ema" or "raw": which weights the model holds now, for the record; None: those the protocol asks for.
-        seed: item i is made from seed * 2^32 + i (modulo 2^63).
+        seed: of the items: see generated_by.
         progress: a bar with the time that is left, on rank 0.
         context: primitives that go into the record as they are (run, config hash, ...).
         picture: where a protocol that asks for pictures saves them.

@@ -17,7 +17,7 @@ from genlab.conditions import UNCONDITIONED
 from genlab.data.folder import Decode, ImageFiles, list_images
 from genlab.data.manifest import Manifest
 from genlab.data.readers import read_npz
-from genlab.data.sources import Source
+from genlab.data.sources import Source, keyed
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation.metrics.base import Items, plain
 from genlab.evaluation.protocol import Protocol
@@ -54,7 +54,7 @@ class Judged:
 
 
 def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
-    """protocol.n items; item i is made from seed * 2^32 + i (modulo 2^63), so two seeds share no item.
+    """protocol.n items; item i has the seed `keyed(i, seed)`, which is seed * 2^32 + i below 2^31: two share no item.
 
     What the model is told about them, and their references, come from its conditions (`Condition.draw`).
 
@@ -64,7 +64,8 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     assert protocol.n is not None, "see Protocol.check"
     draws = model.draw(protocol.n, data, protocol)
     conditions = {name: draw.rows for name, draw in draws.items() if draw.rows is not None}
-    first, unit, used = (seed << 32) % 2**63, int(model.chunk_size), sampler if sampler is not None else model.sampler
+    seeds = keyed(torch.arange(protocol.n), seed)
+    unit, used = int(model.chunk_size), sampler if sampler is not None else model.sampler
     for draw in draws.values():
         used = replace(used, **draw.sampler) if draw.sampler else used
     references = next((draw.references for draw in draws.values() if draw.references is not None), None)
@@ -72,10 +73,10 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
 
     def read(start: int, stop: int) -> Samples:
         condition = {name: rows[start:stop] for name, rows in conditions.items()}
-        samples = model.sample(torch.arange(first + start, first + stop), condition or None, used)
+        samples = model.sample(seeds[start:stop], condition or None, used)
         return model.answers(samples)
 
-    facts = {"n": protocol.n, "seeds": {"seed": seed, "first": first, "count": protocol.n}}
+    facts = {"n": protocol.n, "seeds": {"seed": seed, "first": int(seeds[0]), "count": protocol.n}}
     facts |= {} if draws else UNCONDITIONED
     for draw in draws.values():
         facts |= draw.facts
