@@ -35,6 +35,7 @@ Run = Callable[..., tuple[Any, str, list[Any]]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs an entry point with a body of the test's own: (exit code, stderr, seeds of the bodies that ran)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(targets, "_settled", None)
 
     def go(
         *arguments: str, body: Callable[[Any], Any] = lambda cfg: None, entry: str = "train"
@@ -186,7 +187,7 @@ def test_free_nodes_need_no_plus(run: Run) -> None:
     code, err, _ = run(
         "run=x", "condition.label=3", "n=2", body=lambda cfg: seen.append(cfg.condition.label), entry="sample"
     )
-    assert (code, err, seen) == (0, "", [3])
+    assert (code, err, seen) == (0, "", ["3"]), "text: a condition makes of it what it is"
     assert run("run=x", "n=0", entry="sample")[0] == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from genlab import noise
 from genlab.data.characters import Alphabet
 from genlab.decoding.beam import BeamSearch
 from genlab.decoding.best_of import BestOf, JudgeScore
-from genlab.decoding.reading import Reading, lengths_of, padded, window_start
+from genlab.decoding.reading import Reading, Stops, lengths_of, padded, window_start
 from genlab.decoding.tokens import TokenSampler
+from genlab.diffusion.samplers import DDIM, DDPM
 from genlab.errors import ConfigError
 from genlab.judges import Judge
 from genlab.models.autoregressive import AutoregressiveModel
+from genlab.models.latent import LatentSampler
 from genlab.networks.awd_lstm import AWDLSTM
 from genlab.samples import Samples
 
@@ -183,6 +186,40 @@ def test_stop_strings_end_items_one_by_one() -> None:
     assert TokenSampler(max_new_tokens=9, stop=["c"]).decode(reader, prompt, torch.arange(3)).tokens.shape == (3, 8)
     with pytest.raises(ConfigError, match="none of them empty"):
         TokenSampler(stop=["a", ""])
+
+
+def test_a_stop_string_with_a_space_before_it() -> None:
+    """sentencepiece's decoder drops the space with which a text begins, not that of a later token."""
+    from tokenizers import Tokenizer, decoders, models
+
+    tokenizer = Tokenizer(models.WordLevel({"▁Tom": 0, "▁and": 1, "▁Ann": 2, "s": 3}))
+    tokenizer.decoder = decoders.Metaspace()
+    rows, lengths = torch.tensor([[0, 1], [0, 2], [1, 0], [0, 3]]), torch.tensor([1, 1, 1, 1])
+    assert Stops([" and"], tokenizer).met(rows, lengths, torch.ones(4, dtype=torch.bool)).tolist() == [
+        True, False, False, False]  # fmt: skip
+    assert Stops(["s", " Ann"], tokenizer).met(rows, lengths, torch.ones(4, dtype=torch.bool)).tolist() == [
+        False, True, False, True]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TokenSampler(temperature=-1), "sampler.temperature is -1: must be >= 0"),
+        (lambda: TokenSampler(temperature=math.nan), "sampler.temperature is nan"),
+        (lambda: TokenSampler(top_k=-1), "sampler.top_k is -1: must be >= 0"),
+        (lambda: TokenSampler(top_k=1.5), "sampler.top_k is 1.5: must be an integer >= 0"),  # type: ignore[arg-type]
+        (lambda: TokenSampler(top_p=0.0), "sampler.top_p is 0.0: must be > 0 and <= 1"),
+        (lambda: BestOf(n=0), "sampler.n is 0: must be > 0"),
+        (lambda: BeamSearch(beams=0), "sampler.beams is 0: must be > 0"),
+        (lambda: DDIM(steps=0), "sampler.steps is 0: must be > 0"),
+        (lambda: DDIM(eta=-0.1), "sampler.eta is -0.1: must be >= 0"),
+        (lambda: DDPM(variance="x"), "sampler.variance=x: choose one of beta, beta_tilde"),  # type: ignore[arg-type]
+        (lambda: LatentSampler(threshold=0.0), "sampler.threshold is 0.0: must be > 0"),
+    ],
+)
+def test_ranges_hold_in_python_too(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make()
 
 
 def test_windows_of_a_full_context() -> None:

@@ -138,7 +138,7 @@ def small(**options: Any) -> Protocol:
         ({"n": 10_000, "name": "fid_50k_test"}, "fid_10k_test"),
         ({"n": 10_000, "reference_n": 500, "name": "fid_10k_test"}, "fid_10k_test500.proxy"),
         ({}, "evaluation.n"),
-        ({"n": 0}, "at least 1"),
+        ({"n": 0}, ">= 1"),
         ({"metrics": {"fud": "fud"}, "n": 10}, r"evaluation\.metrics\.fud: 'fud' is no metric"),
         ({"metrics": ["fid"], "n": 10}, "is no mapping"),
         ({"metrics": {"fid": FID(), "text_likelihood": TextLikelihood()}, "n": 10}, "mixes"),
@@ -163,8 +163,8 @@ def test_a_protocol_has_few_fields_and_a_metric_its_own_settings() -> None:
     assert record["extractor"] == {"name": "mnist-cnn", "path": None, "resize": None, "batch": None}
     assert json.loads(json.dumps(record)) == record
     for make, words in (
-        (lambda: KID(subsets=0), "kid.subsets is 0: must be at least 1"),
-        (lambda: KID(subset_size=1), "kid.subset_size is 1: must be at least 2"),
+        (lambda: KID(subsets=0), "kid.subsets is 0: must be >= 1"),
+        (lambda: KID(subset_size=1), "kid.subset_size is 1: must be >= 2"),
         (lambda: TextLikelihood(stride=0), "text_likelihood.stride is 0"),
         (lambda: VariationalNLL(terms=-1), "variational_bound.terms is -1"),
     ):

@@ -10,6 +10,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "genlab"
 # package -> what it may import of genlab, besides itself
 BELOW = {
     "errors": set(),
+    "settings": {"errors"},
     "files": {"errors"},
     "noise": {"errors"},
     "drawing": {"errors", "files"},

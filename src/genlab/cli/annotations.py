@@ -6,16 +6,14 @@ An annotation that is not understood accepts everything: the check may miss a fa
 from __future__ import annotations
 
 import ast
-import operator
-import re
 from typing import Any
 
 from genlab.cli.signature import Value, dotted_name, last_name, look_up
+from genlab.settings import within
 
 _SEQUENCES = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable", "Collection", "MutableSequence", "set", "Set"}
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 _OBJECTS = {"Tensor", "Module", "Callable", "type", "Type", "Generator", "Optimizer", "LightningModule"}
-_BOUNDS = {"ge": (operator.ge, ">="), "gt": (operator.gt, ">"), "le": (operator.le, "<="), "lt": (operator.lt, "<")}
 _WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
 
 
@@ -117,14 +115,3 @@ def _bounded(value: Any, inner: list[ast.expr], module: str) -> tuple[bool, str]
     notes = [note.value for note in inner[1:] if isinstance(note, ast.Constant) and isinstance(note.value, str)]
     inside, limits = within(value, ", ".join(notes))
     return ok and inside, f"{words} {limits}".rstrip()
-
-
-def within(value: Any, bounds: str) -> tuple[bool, str]:
-    """Whether a number keeps to bounds such as "gt 0, le 1", and these in words; what is no number keeps to all."""
-    ok, words = True, []
-    for name, number in re.findall(r"\b(ge|gt|le|lt)\s+(-?[\d.]+(?:e-?\d+)?)", bounds):
-        compare, symbol = _BOUNDS[name]
-        words.append(f"{symbol} {number}")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            ok = ok and compare(value, float(number))
-    return ok, " and ".join(words)

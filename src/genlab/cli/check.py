@@ -17,11 +17,11 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from pydantic import ValidationError
 
 from genlab.cli import cross, schema, targets
-from genlab.cli.annotations import within
 from genlab.cli.arguments import check_arguments, short
 from genlab.cli.old_protocol import new_keys
 from genlab.cli.problem import Problem, leaves, nearest, one_line
 from genlab.cli.redact import refuse_keys
+from genlab.settings import within
 
 # ${genlab.first:A,B}: A where there is one, else B
 OmegaConf.register_new_resolver("genlab.first", lambda *values: next((v for v in values if v), None), replace=True)

@@ -41,6 +41,7 @@ from genlab.errors import GenlabError, Preempted, Stopped, expected
 from genlab.signals import PREEMPTING, caught, leave_terminal
 
 Body = Callable[[DictConfig], Any]
+TEXT = ("condition",)  # nodes whose values are text, whatever it looks like
 
 
 def hydra_main(
@@ -173,18 +174,19 @@ def _arguments(free: Sequence[str]) -> Any:
 def _readable(override: str, free: Sequence[str], sweep: bool) -> str:
     """An override that Hydra can read: a value with spaces, `=` or Chinese is quoted, a key of a free node forced.
 
-    Values of free nodes are text as it stands, but for lists, null, what is quoted for Hydra, and a sweep's choices.
+    Values of TEXT nodes are text as it stands, but for lists, null, what is quoted for Hydra, and a sweep's choices.
     """
     key, equals, value = override.partition("=")
+    force = "++" if key.startswith(tuple(f"{node}." for node in free)) else ""
     if not equals or (sweep and "," in value):
-        return override
-    if key.startswith(tuple(f"{node}." for node in free)):
+        return f"{force}{override}"
+    if key.startswith(tuple(f"{node}." for node in TEXT)):
         escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # for OmegaConf, to which it would be an interpolation
         plain = value == "null" or (value[:1] in {"[", "'", '"'} and _parses(override, value=True))
-        return f"++{override}" if plain else f"++{key}={_quoted(escaped)}"
+        return f"{force}{override}" if plain else f"{force}{key}={_quoted(escaped)}"
     if value[:1] in {"", "[", "{", "'", '"'} or "${" in value or _parses(override):
-        return override
-    return f"{key}={_quoted(value)}"
+        return f"{force}{override}"
+    return f"{force}{key}={_quoted(value)}"
 
 
 def _parses(override: str, value: bool = False) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, lengths_of
 from genlab.decoding.tokens import Show, check_stop
+from genlab.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class BeamSearch:
         stop: strings at which a continuation ends, in what is new.
 
     Raises:
-        ConfigError: an empty stop string.
+        ConfigError: an empty stop string, a number out of its bounds.
     """
 
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, "gt 0"] = 256
     beams: Annotated[int, "gt 0"] = 5
     alpha: Annotated[float, "ge 0"] = 0.6
     stop: Sequence[str] = ()
@@ -40,6 +41,7 @@ class BeamSearch:
     streams: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "sampler.")
         check_stop(self.stop)
 
     @property

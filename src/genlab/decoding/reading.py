@@ -127,6 +127,15 @@ class Stops:
             return found
         first = lengths.clamp(min=tokens.shape[1] - self.span).tolist()
         for i in rows.nonzero().flatten().tolist():
-            text = self.tokenizer.decode(tokens[i, first[i] :].tolist(), skip_special_tokens=False)
+            text = self._text(tokens[i].tolist(), first[i])
             found[i] = any(string in text for string in self.strings)
         return found
+
+    def _text(self, tokens: list[int], first: int) -> str:
+        """Text of the tokens from `first` on, behind the token before: some decoders (sentencepiece's) drop the space
+        with which a text begins."""
+        text = self.tokenizer.decode(tokens[max(0, first - 1) :], skip_special_tokens=False)
+        before = self.tokenizer.decode(tokens[max(0, first - 1) : first], skip_special_tokens=False)
+        if text.startswith(before):
+            return text[len(before) :]
+        return self.tokenizer.decode(tokens[first:], skip_special_tokens=False)  # a character lies across the border

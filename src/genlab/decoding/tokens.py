@@ -12,6 +12,7 @@ from torch import Tensor
 from genlab import noise
 from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, lengths_of
 from genlab.errors import ConfigError
+from genlab.settings import check_settings
 
 Show = Callable[[Tensor], None]
 SHORTLIST = 1024  # the likeliest tokens among which top_p is looked for first
@@ -41,13 +42,13 @@ class TokenSampler:
         stop: an item ends with the token whose text completes one of these strings in what is new.
 
     Raises:
-        ConfigError: an empty stop string.
+        ConfigError: an empty stop string, a number out of its bounds.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_new_tokens: Annotated[int, "gt 0"] = 256
+    temperature: Annotated[float, "ge 0"] = 1.0
+    top_k: Annotated[int, "ge 0"] = 0
+    top_p: Annotated[float, "gt 0, le 1"] = 1.0
     min_p: Annotated[float, "ge 0, le 1"] = 0.0
     typical: Annotated[float, "gt 0, le 1"] = 1.0
     repetition_penalty: Annotated[float, "gt 0"] = 1.0
@@ -56,6 +57,7 @@ class TokenSampler:
     streams: ClassVar[bool] = True  # whether `decode` shows tokens as they come
 
     def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "sampler.")
         check_stop(self.stop)
 
     @property

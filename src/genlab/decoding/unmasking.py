@@ -54,7 +54,7 @@ class Unmasking(TokenSampler):
         ConfigError: an unknown order, an empty stop string.
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: Annotated[int, "gt 0"] = 64
     steps: Annotated[int, "gt 0"] = 64
     order: Literal["ancestral", "confidence"] = "ancestral"
 

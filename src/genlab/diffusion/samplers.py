@@ -16,13 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from genlab.diffusion.parameterisation import Denoised
 from genlab.diffusion.processes import Process, Spacing
 from genlab.errors import ConfigError
+from genlab.settings import check_settings
 
 Denoise = Callable[[Tensor, float], Denoised]
 Noise = Callable[[int, Sequence[int]], Tensor]
@@ -40,10 +41,13 @@ class Sampler(ABC):
         clip: clip x_0 to [-1, 1] at every step.
     """
 
-    steps: int
+    steps: Annotated[int, "gt 0"]
     spacing: Spacing = "trailing"
-    guidance_scale: float = 1.0
+    guidance_scale: Annotated[float, "ge 0"] = 1.0
     clip: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "sampler.")
 
     @abstractmethod
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
@@ -73,14 +77,10 @@ class DDPM(Sampler):
             section 3.2. The last step adds no noise.
     """
 
-    steps: int = 1000
+    steps: Annotated[int, "gt 0"] = 1000
     spacing: Spacing = "uniform"
     clip: bool = True
     variance: Literal["beta", "beta_tilde"] = "beta"
-
-    def __post_init__(self) -> None:
-        if self.variance not in ("beta", "beta_tilde"):
-            raise ConfigError(f"sampler.variance: expected beta or beta_tilde, got {self.variance!r}")
 
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
         for k, (t, s) in enumerate(pairwise(process.grid(self.steps, self.spacing))):
@@ -97,9 +97,9 @@ class DDPM(Sampler):
 class DDIM(Sampler):
     """Eq. 12 of DDIM (2010.02502). eta 0: deterministic; eta 1: the variance of the posterior (eq. 16)."""
 
-    steps: int = 50
+    steps: Annotated[int, "gt 0"] = 50
     spacing: Spacing = "uniform"
-    eta: float = 0.0
+    eta: Annotated[float, "ge 0"] = 0.0
 
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
         for k, (t, s) in enumerate(pairwise(process.grid(self.steps, self.spacing))):
@@ -120,7 +120,7 @@ class DPMSolverPP(Sampler):
     (`lower_order_final` of the authors' code).
     """
 
-    steps: int = 20
+    steps: Annotated[int, "gt 0"] = 20
 
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
         grid = process.grid(self.steps, self.spacing)
@@ -154,7 +154,7 @@ class Euler(Sampler):
     'auto' takes 'angle' for VP, since sigma / alpha reaches 20,000 under the cosine schedule, and 'time' for flow.
     """
 
-    steps: int = 50
+    steps: Annotated[int, "gt 0"] = 50
     coordinates: Coordinates = "auto"
 
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
@@ -172,7 +172,7 @@ class Heun(Sampler):
     The step to t = 0 is Euler's, since the network is not defined there; the order stays two, as it is a single step.
     """
 
-    steps: int = 18
+    steps: Annotated[int, "gt 0"] = 18
     coordinates: Coordinates = "auto"
 
     @property

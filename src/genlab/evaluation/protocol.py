@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.likelihood import Reconstructs
-from genlab.evaluation.metrics.base import Measured, Metric, check_settings
+from genlab.evaluation.metrics.base import Measured, Metric
 from genlab.evaluation.metrics.foreign import adapted
+from genlab.settings import check_settings
 
 FULL_COUNT = 10_000  # values from fewer generated samples are called proxies
 
@@ -32,7 +33,7 @@ class ExtractorChoice:
     batch: Annotated[int, "ge 1"] | None = None
 
     def __post_init__(self) -> None:
-        check_settings(type(self), vars(self), "extractor.")
+        check_settings(type(self), vars(self), "evaluation.extractor.")
 
 
 @dataclass(kw_only=True)
@@ -108,7 +109,7 @@ class Protocol:
             self.extractor = ExtractorChoice(name=self.extractor)
         if self.n is None and self.needs("features"):
             raise ConfigError("evaluation.n: say how many samples are generated")
-        check_settings(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+        check_settings(type(self), vars(self), "evaluation.")
         self.lowered_from: int | None = None
         ruled = self._ruled()
         if self.name is not None and self.name != ruled:

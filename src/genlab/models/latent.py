@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from genlab import noise
+from genlab.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class LatentSampler:
     truncation: float = 1.0
     threshold: Annotated[float, "gt 0"] | None = None
     nfe: int = 1
+
+    def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "sampler.")
 
     def record(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import re
 import sys
 import typing
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor
 from genlab.errors import ConfigError, GenlabError
 from genlab.evaluation.sharding import from_first_rank, lost_rank
 from genlab.modality import Modality
+from genlab.settings import check_settings
 
 
 class NotApplicable(ValueError):
@@ -154,7 +154,7 @@ class Metric(torchmetrics.Metric):
         Raises:
             ConfigError: see check_settings.
         """
-        check_settings(type(self).__init__, settings, f"metrics.{self.key}.")
+        check_settings(type(self).__init__, settings, f"evaluation.metrics.{self.key}.")
         for name, value in settings.items():
             setattr(self, name, value)
 
@@ -226,22 +226,6 @@ def _one(metric: Metric, name: str, judged: Items, reference: Items | None) -> t
     extra = metric.signatures, metric.columns
     metric.reset()  # the items may be large
     return values, missing, *extra
-
-
-def check_settings(owner: Any, settings: Mapping[str, Any], at: str = "") -> None:
-    """Refuses what the annotations of a function or class do not allow.
-
-    Raises:
-        ConfigError: a number below the N of Annotated[int, "ge N"], a word that a Literal does not have.
-    """
-    hints = typing.get_type_hints(owner, include_extras=True)
-    for name, value in settings.items():
-        least, hint = re.search(r"'ge (\d+)'", str(hints.get(name))), hints.get(name)
-        if least and value is not None and (not isinstance(value, int) or value < int(least[1])):
-            raise ConfigError(f"evaluation.{at}{name} is {value}: must be at least {least[1]}")
-        if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
-            choices = ", ".join(map(str, typing.get_args(hint)))
-            raise ConfigError(f"evaluation.{at}{name}={value}: choose one of {choices}")
 
 
 def no_split(data: Any, split: str, key: str = "evaluation.reference_split") -> ConfigError:
