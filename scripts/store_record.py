@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.errors import ConfigError
-from genlab.evaluation.tables import write_table
+from genlab.evaluation.texts import write_table
 from genlab.files import read_json, write_bytes
 from genlab.runs.directory import find_run
 

@@ -41,8 +41,7 @@ from genlab.evaluation.metrics import (
     TextQuality,
     VerseForm,
 )
-from genlab.evaluation.tables import SHOWN, table_columns, write_table
-from genlab.evaluation.texts import item_record
+from genlab.evaluation.texts import SHOWN, item_record, table_columns, write_table
 from genlab.files import cache_root
 from genlab.modality import Text
 from genlab.models.language import LanguageModel

@@ -13,7 +13,7 @@ import torch
 from genlab.callbacks.media import media_of
 from genlab.evaluation import generate
 from genlab.evaluation.latents import Panels
-from genlab.evaluation.tables import table_columns
+from genlab.evaluation.texts import table_columns
 from genlab.modality import Media
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel

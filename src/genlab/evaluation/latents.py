@@ -33,7 +33,6 @@ class Decodes(Protocol):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """z [B, *latent_shape] (and labels int64 [B], where it is conditional) -> images [B, C, H, W] in [-1, 1]."""
-        ...
 
 
 @runtime_checkable
@@ -42,7 +41,6 @@ class Encodes(Protocol):
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, *latent_shape]: one latent an image, without noise."""
-        ...
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

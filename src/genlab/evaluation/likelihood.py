@@ -14,7 +14,6 @@ class LogLikelihood(Protocol):
 
     def log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Sum of log p over the counted tokens of each row in nats, float [B]; number of these tokens, int64 [B]."""
-        ...
 
 
 @runtime_checkable
@@ -23,7 +22,6 @@ class LikelihoodBound(Protocol):
 
     def likelihood_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> tuple[Tensor, Tensor]:
         """As `log_likelihood`; an estimate from `terms` draws, keyed by the batch's id."""
-        ...
 
 
 @runtime_checkable
@@ -32,7 +30,6 @@ class PseudoLogLikelihood(Protocol):
 
     def pseudo_log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """As `log_likelihood`."""
-        ...
 
 
 @runtime_checkable
@@ -41,7 +38,6 @@ class VariationalBound(Protocol):
 
     def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
         """The bound first, then its parts, float64 [B] each: bits_per_dim, or neg_elbo in nats."""
-        ...
 
 
 @runtime_checkable
@@ -50,7 +46,6 @@ class ImportanceNLL(Protocol):
 
     def importance_nll(self, batch: Mapping[str, Tensor], draws: int) -> dict[str, Tensor]:
         """nll in nats, and bits_per_dim where that has a meaning, float64 [B] each."""
-        ...
 
 
 @runtime_checkable
@@ -59,4 +54,3 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the model was shown (perhaps a binarised image) and what came back, [B, C, H, W] in [-1, 1] each."""
-        ...

@@ -37,7 +37,6 @@ class Extractor(Protocol):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [N, C, H, W] -> "features" float32 [N, D] and, if it has any, "logits" float32 [N, K]; on the CPU."""
-        ...
 
 
 @contextlib.contextmanager

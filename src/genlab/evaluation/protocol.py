@@ -103,10 +103,10 @@ class Protocol:
             if wrong := [key for key in self.extractor if key not in known]:
                 raise ConfigError(f"evaluation.extractor has no {wrong[0]} (it has {', '.join(known)})")
             self.extractor = ExtractorChoice(**self.extractor)
-        elif not isinstance(self.extractor, ExtractorChoice):
-            if not isinstance(self.extractor, str | Extractor | None):
-                raise ConfigError(f"evaluation.extractor={self.extractor}: give a name, or ExtractorChoice's fields")
+        elif isinstance(self.extractor, str | Extractor | None):
             self.extractor = ExtractorChoice(name=self.extractor)
+        elif not isinstance(self.extractor, ExtractorChoice):
+            raise ConfigError(f"evaluation.extractor={self.extractor}: give a name, or ExtractorChoice's fields")
         if self.n is None and self.needs("features"):
             raise ConfigError("evaluation.n: say how many samples are generated")
         check_settings(type(self), vars(self), "evaluation.")

@@ -18,6 +18,7 @@ from genlab.evaluation.copying import Copied, copying
 from genlab.evaluation.harm import TextClassifier, count_listed, read_words
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.sharding import from_first_rank
+from genlab.evaluation.text import text_quality
 from genlab.judges import Judge
 from genlab.samples import Samples
 
@@ -51,8 +52,6 @@ class TextQuality(TextMetric):
         self.keep(tokenize=tokenize, sentences=sentences)
 
     def compute(self) -> dict[str, float]:
-        from genlab.evaluation.text import text_quality  # here: it takes time
-
         texts, references = self.judged.data, self.judged.references
         values, self.signatures = text_quality(texts, references, self.tokenize, self.sentences)
         return values
