@@ -140,8 +140,10 @@ def test_a_large_text_is_memory_mapped_and_read_in_blocks(tmp_path: Path, monkey
 
 @pytest.mark.faults(19)
 def test_text_bad_input(tmp_path: Path) -> None:
-    path = tmp_path / "t.txt"
-    with pytest.raises(ConfigError, match=r"distinct characters, data.vocab_size is 7; set data.vocab_size=\d+"):
+    path = tmp_path / "t{x}.txt"
+    with pytest.raises(
+        ConfigError, match=r"t\{x\}.txt has \d+ distinct characters, data.vocab_size is 7; set data.voc"
+    ):
         text_module(path, vocab_size=7).setup()
     with pytest.raises(ConfigError, match="empty, 0 characters"):
         text_module(path, "").setup()

@@ -104,9 +104,7 @@ class Documents:
             token_files.make(folder, target, encoding)
 
         stored = TokenFiles(made_once(cache_root() / "text" / f"tokens-{key[:24]}", make))
-        check_size(
-            stored.tokenizer, encoding.vocab_size, f"{self.name}: the {encoding.kind} vocabulary has {{}} tokens"
-        )
+        check_size(stored.tokenizer, encoding.vocab_size, f"{self.name}: the {encoding.kind} vocabulary", "tokens")
         parts: dict[Split, Part] = {}
         for split in ("train", "val", "test"):
             if stored.meta["splits"][split]["documents"]:

@@ -107,7 +107,7 @@ def share(
     if vocabulary is None:
         whole, alphabet, sha256 = read_tokens(path, cache_root() / "tokens")
         tokenizer = alphabet.tokenizer()
-        check_size(tokenizer, vocab_size, f"{path} has {{}} distinct characters")
+        check_size(tokenizer, vocab_size, f"{path}", "distinct characters")
         n, first, unit = len(whole), 0, "character"
 
         def encoded(low: int, high: int) -> tuple[Tensor, str]:
@@ -180,7 +180,8 @@ def files(name: str, folder: Path, verify: bool, vocab_size: int) -> Parts:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=RARE))
     tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE} ")
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    check_size(tokenizer, vocab_size, f"{paths['train']} has {{}} distinct words, {END_OF_LINE} and {RARE} among them")
+    what = f"distinct words, {END_OF_LINE} and {RARE} among them"
+    check_size(tokenizer, vocab_size, f"{paths['train']}", what)
 
     def part(split: Split) -> Part:
         tokens = torch.tensor([ids.get(word, ids[RARE]) for word in words[split]], dtype=torch.int32)

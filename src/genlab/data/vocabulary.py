@@ -142,14 +142,14 @@ def read_vocabulary(given: str, vocab_size: int) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
         raise DataError(f"{path}: not a tokenizer ({str(error)[:200]})") from error
-    check_size(tokenizer, vocab_size, f"{path} has {{}} tokens")
+    check_size(tokenizer, vocab_size, f"{path}", "tokens")
     return tokenizer
 
 
-def check_size(tokenizer: Tokenizer, vocab_size: int, what: str) -> None:
-    """ConfigError with the right number where `vocab_size` is not that of the tokens; {} in `what` becomes it."""
+def check_size(tokenizer: Tokenizer, vocab_size: int, origin: str, what: str) -> None:
+    """ConfigError with the right number where `vocab_size` is not that of the tokens, which are `what`."""
     if (size := tokenizer.get_vocab_size()) != vocab_size:
-        raise ConfigError(f"{what.format(size)}, data.vocab_size is {vocab_size}; set data.vocab_size={size}")
+        raise ConfigError(f"{origin} has {size} {what}, data.vocab_size is {vocab_size}; set data.vocab_size={size}")
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
