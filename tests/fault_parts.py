@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from genlab.runs import checkpoint
+from genlab import files
 
 
 class Kill(pl.Callback):
@@ -52,10 +52,10 @@ class Kill(pl.Callback):
                 self._at("saved")
 
         if self.moment in ("save", "saved"):
-            checkpoint.os = type("os", (), {**vars(os), "replace": staticmethod(watched)})  # type: ignore[attr-defined]
+            files.os = type("os", (), {**vars(os), "replace": staticmethod(watched)})  # type: ignore[attr-defined]
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        checkpoint.os = os  # type: ignore[attr-defined]
+        files.os = os  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         found = {int(p): int(i) for p, i in zip(batch["position"], batch["id"], strict=True)}

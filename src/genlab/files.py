@@ -107,18 +107,17 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     Raises:
         StorageError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
-        if not take_lock(descriptor):
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            stack.callback(os.close, descriptor)
+            if not take_lock(descriptor):
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def made_once(target: Path, make: Callable[[Path], None]) -> Path:

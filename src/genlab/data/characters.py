@@ -19,9 +19,8 @@ from torch import Tensor
 
 from genlab.data.documents import fingerprint
 from genlab.data.manifest import digest
-from genlab.data.prepare import made_once
 from genlab.errors import ConfigError, DataError
-from genlab.files import read_json, write_json
+from genlab.files import made_once, read_json, write_json
 
 BLOCK = 1 << 24  # bytes read at a time
 IN_MEMORY = 1 << 22  # bytes of text up to which a start reads the file, and keeps its ids in memory

@@ -204,7 +204,7 @@ def llama_from_gguf(unpacked: Path, target: Path) -> None:
     except ImportError as error:
         raise ConfigError(f'a GGUF file needs {error.name}: pip install "genlab[gguf]"') from None
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     source = next(unpacked.rglob("*.gguf"))
     with unreadable(source):
@@ -216,9 +216,12 @@ def llama_from_gguf(unpacked: Path, target: Path) -> None:
         ):
             if facts[key] not in known:
                 raise DataError(f"{source.name}: {key} is {facts[key]!r}; expected {' or '.join(known)}")
-        kind: Any = AutoModelForCausalLM
+        kind: Any = transformers.AutoModelForCausalLM
+        dense: dict[str, Any] = {"dtype": torch.float32}
+        if hasattr(transformers, "GgufConfig"):  # where it is known, a network may be left in its blocks
+            dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
         network, report = kind.from_pretrained(
-            source.parent, gguf_file=source.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            source.parent, gguf_file=source.name, local_files_only=True, output_loading_info=True, **dense
         )
         if lacking := sorted(report["missing_keys"]):
             raise DataError(f"{source.name}: it has no {lacking[0]}")

@@ -21,12 +21,12 @@ from genlab.data.documents import find_files, fingerprint
 from genlab.data.fetch import fetch, find, present
 from genlab.data.manifest import digest
 from genlab.data.module import Split
-from genlab.data.prepare import REPORT, SPLITS, Preparation, made_once, prepare_into, readable
+from genlab.data.prepare import REPORT, SPLITS, Preparation, prepare_into, readable
 from genlab.data.splits import Part, Parts
 from genlab.data.token_files import Encoding, TokenFiles
 from genlab.data.vocabulary import check_size
 from genlab.errors import ConfigError
-from genlab.files import cache_root, read_json
+from genlab.files import cache_root, made_once, read_json
 
 FORMAT = 1  # of the cached files: raise it where they change
 PYTHON = "python:stdlib"  # the path of what every machine has: Python's own standard library

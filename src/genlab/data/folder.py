@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from genlab.data.manifest import digest
 from genlab.data.module import Split
 from genlab.data.sources import Batch, ImageArrays, Source
 from genlab.errors import ConfigError, DataError, StorageError
-from genlab.files import cache_root, locked, replacing, write_json
+from genlab.files import cache_root, locked, replacing, sha256_of, write_json
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -257,7 +256,7 @@ def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Pa
         raise StorageError(f"{pixels.parent}: {free} bytes free, {size} needed for the decoded images; set GENLAB_DATA")
 
     def one(path: Path) -> tuple[np.ndarray, str]:
-        return files.decode(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        return files.decode(path), sha256_of(path)
 
     hashes = []
     workers = min(8, os.cpu_count() or 1)  # Pillow decodes and resizes without the interpreter's lock

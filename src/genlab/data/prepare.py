@@ -18,7 +18,6 @@ import numpy as np
 
 from genlab.data.documents import SCRIPTS, Document, find_files, normalised, read_documents, script_shares
 from genlab.errors import ConfigError
-from genlab.files import made_once as made_once
 from genlab.files import replacing, sha256_of, write_json
 
 REPORT = "report.json"
