@@ -22,8 +22,11 @@ from genlab.cli.build import load_weights
 from genlab.cli.hydra_main import _readable, complain
 from genlab.cli.stored import literal, load_yaml
 from genlab.conditions import Condition, read_conditions
+from genlab.data.characters import text_blocks
+from genlab.data.documents import read_documents
 from genlab.data.text import Text
-from genlab.errors import CheckpointError, ConfigError
+from genlab.errors import CheckpointError, ConfigError, DataError
+from genlab.evaluation.judged import texts_from
 from genlab.runs.directory import RunDirectory, create_run, find_unfinished, list_runs
 
 TOUCH = "{_target_: subprocess.check_output, args: [touch, marker]}"
@@ -233,3 +236,26 @@ def test_names_do_not_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) 
     assert line.startswith("genlab: error: ")
     assert line.count("\n") == 1
     assert all(character.isprintable() for character in line[:-1])
+
+
+def test_documents_from_other_systems(tmp_path: Path) -> None:
+    """A byte order mark, line ends of Windows, an array, half a character beside the text."""
+
+    def read(name: str, content: bytes) -> list[tuple[str | None, dict[str, Any]]]:
+        (tmp_path / name).write_bytes(content)
+        return [(document.text, dict(document.fields)) for document in read_documents(tmp_path, [tmp_path / name])]
+
+    two = [("a b", {"kind": "x"}), ("c", {})]
+    lines = b'{"text": "a b", "kind": "x"}\n{"text": "c"}\n'
+    for content in (lines, b"\xef\xbb\xbf" + lines, lines.replace(b"\n", b"\r\n")):
+        assert read("a.jsonl", content) == two
+    assert read("a.json", b'[{"text": "a b", "kind": "x"}, {"text": "c"}]') == two
+    assert read("prose.json", b"[sic] no JSON") == [("[sic] no JSON", {})]
+    assert read("a.txt", "\ufeffa b".encode()) == [("a b", {})]
+    assert "".join(text_blocks(tmp_path / "a.txt")) == "a b"
+    assert read("a.jsonl", b'{"text": "a", "by": "\\ud800"}\n' + lines)[0] == (None, {})
+    (tmp_path / "a.jsonl").write_bytes(lines + b'[{"text": "a"}]\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:3: expected an object"):
+        list(read_documents(tmp_path, [tmp_path / "a.jsonl"]))
+    (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    assert texts_from(tmp_path / "s.jsonl", None).read(0, 2).data == ["a b", "c"]

@@ -59,7 +59,7 @@ def code_points(text: str) -> np.ndarray:
 
 
 def text_blocks(path: Path, digest: hashlib._Hash | None = None) -> Iterator[str]:
-    """The text of a UTF-8 file, block by block, byte for byte (no newline translation).
+    """The text of a UTF-8 file, block by block, without a byte order mark and without newline translation.
 
     Raises:
         ConfigError: no such file.
@@ -83,6 +83,7 @@ def text_blocks(path: Path, digest: hashlib._Hash | None = None) -> Iterator[str
                 pending = decoder.getstate()[0]
                 offset += len(block)
                 line += block.count(b"\n")
+                text = text.removeprefix("\ufeff") if offset == len(block) else text  # the mark of the first block
                 if text:
                     yield text
                 if not block:

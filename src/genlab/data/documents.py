@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -105,7 +106,7 @@ def name_of(root: Path, path: Path) -> str:
 def read_documents(
     root: Path, files: Sequence[Path], text_field: str = "text", max_bytes: int | None = None
 ) -> Iterator[Document]:
-    """The documents of files in turn: a file is one, each line of *.jsonl is one.
+    """The documents of files in turn: a file is one, each line of *.jsonl is one, each object of an array in *.json.
 
     Args:
         root: what `origin` is relative to.
@@ -121,8 +122,12 @@ def read_documents(
             if path.suffix in JSONL:
                 with open(path, "rb") as lines:
                     for number, line in enumerate(lines, 1):
+                        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                         if line.strip():
                             yield _record(line, f"{name}:{number}", text_field)
+            elif path.suffix == ".json" and (array := _array(path.read_bytes())) is not None:
+                for number, record in enumerate(array):
+                    yield _document(record, f"{name}[{number}]", len(json.dumps(record)), text_field)
             else:
                 size = path.stat().st_size
                 text = None
@@ -135,9 +140,18 @@ def read_documents(
 
 def _decoded(data: bytes) -> str | None:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
+
+
+def _array(data: bytes) -> list[Any] | None:
+    """The objects of a JSON array; None: the file is something else, and so a text."""
+    try:
+        value = json.loads(data.removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else None
 
 
 def _record(line: bytes, origin: str, text_field: str) -> Document:
@@ -148,11 +162,15 @@ def _record(line: bytes, origin: str, text_field: str) -> Document:
         record = json.loads(decoded)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{origin}: not JSON ({str(error)[:80]})") from None
+    return _document(record, origin, len(line), text_field)
+
+
+def _document(record: Any, origin: str, size: int, text_field: str) -> Document:
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError(f"{origin}: expected an object with a text under {text_field!r} (data.text_field)")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        return Document(None, origin, len(line))
+    if re.search("[\ud800-\udfff]", json.dumps(record, ensure_ascii=False)):  # half a character, in any field
+        return Document(None, origin, size)
     rest = {key: value for key, value in record.items() if key != text_field}
     return Document(text, origin, len(text.encode()), rest)
 

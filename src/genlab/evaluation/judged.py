@@ -213,7 +213,7 @@ def texts_from(path: Path, n: int | None) -> Judged:
     references: list[list[str]] = []
     try:
         data = path.read_bytes()
-        whole = data.decode("utf-8")
+        whole = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise DataError(f"{path}: not UTF-8 at offset {error.start}, line {number}; convert the file") from None
