@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,3 +261,24 @@ def test_documents_from_other_systems(tmp_path: Path) -> None:
         list(read_documents(tmp_path, [tmp_path / "a.jsonl"]))
     (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
     assert texts_from(tmp_path / "s.jsonl", None).read(0, 2).data == ["a b", "c"]
+
+
+@pytest.mark.faults(39)
+def test_a_tokenizer_that_panics(trained: RunDirectory, tmp_path: Path) -> None:
+    """A regular expression on which the library gives up, in a way that is no Exception."""
+    copy = tmp_path / "runs" / "day" / "copy"
+    shutil.copytree(trained.path, copy)
+    whole = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = whole["model"]["vocab"]
+    letter = next(token for token in vocabulary if len(token) == 1 and token.isalpha())
+    other = next(token for token in vocabulary if len(token) == 1 and token.isalpha() and token != letter)
+    pattern = {"Regex": f"({letter}|{letter}{letter})+$"}
+    whole["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    (copy / "tokenizer.json").write_text(json.dumps(whole))
+    record = json.loads((copy / "data.json").read_text())
+    record.get("facts", {}).pop("vocabulary_sha256", None)
+    (copy / "data.json").write_text(json.dumps(record))
+    done = command("sample.py", f"run={copy}", "n=1", f"condition.prompt={letter * 60}{other}", folder=tmp_path)
+    assert done.code == 76, done.output
+    assert done.output.count("genlab: error") == 1, done.output
+    assert "Traceback" not in done.output

@@ -111,6 +111,10 @@ def expected(error: BaseException, folder: str | os.PathLike[str] = ".") -> Genl
             f"out of memory ({first}). In training lower data.batch_size, or keep it and raise "
             "trainer.accumulate_grad_batches; in sampling lower n; data.resident_max=0 leaves the data on disk."
         )
+    if type(error).__name__ == "PanicException":  # of pyo3; no Exception
+        return CheckpointError(
+            f"a library written in Rust gave up ({first}): a tokenizer.json that is damaged or hostile?"
+        )
     if lost := _lost_workers(error):
         return LoaderError(lost)
     if isinstance(error, OSError) and error.errno in _STORAGE:

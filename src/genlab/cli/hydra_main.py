@@ -77,7 +77,9 @@ def hydra_main(
                 code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
                 if not sweeping or code in (0, 130, 143):
                     raise
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 known = expected(error, cfg.get("runs_dir") or ".")
                 if known is not None:
                     complain(known)

@@ -58,7 +58,7 @@ def main(task: str, folder: str) -> int:
         code = leave.code if isinstance(leave.code, int) and leave.code else 1
         state, label = "failed", "error"
         message = f"sys.exit({leave.code!r}) was called by {frame.filename}, line {frame.lineno}"
-    except Exception as error:
+    except BaseException as error:
         known = expected(error, folder) or _left_alone(error)
         state, label = "failed", "error"
         if known is not None:
@@ -89,7 +89,7 @@ def main(task: str, folder: str) -> int:
     return code
 
 
-def _left_alone(error: Exception) -> GenlabError | None:
+def _left_alone(error: BaseException) -> GenlabError | None:
     """A collective that failed because another rank has gone: that one, or the parent, says why."""
     from genlab.errors import GenlabError
     from genlab.evaluation.sharding import lost_rank
