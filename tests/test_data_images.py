@@ -14,9 +14,11 @@ import pytest
 import torch
 from data_files import cache as cache
 from data_files import module, npz, raw_images, same
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import Dataset
 
+from genlab.cli.targets import instantiate
 from genlab.data.fetch import present
 from genlab.data.folder import ImageFolder
 from genlab.data.images import Npz, StandardImages, UserDataset
@@ -111,10 +113,12 @@ def test_npz_bad_input(tmp_path: Path) -> None:
         ("batch_size", 0),
         ("limit_val", 0),
         ("resident_max", -1),
+        ("num_workers", -1),
         ("shape", [3]),
     ):
+        node = {"_target_": "genlab.data.images.Npz", "name": "tiny", "path": "x", "shape": [3, 4, 6], key: value}
         with pytest.raises(ConfigError, match=f"data.{key}"):
-            module(tmp_path, **{key: value})
+            instantiate(OmegaConf.create({"data": node}).data)
 
 
 def write_idx(path: Path, array: np.ndarray) -> Path:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -23,16 +23,18 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT = "_split"  # key that says which split a batch comes from, until `finish`
 Index = tuple[Batch, Tensor]  # "id", "position" (and "weight") of a batch; epochs, int64 [B]
+Positive = Annotated[int, "ge 1"]
+Count = Annotated[int, "ge 0"]
 
 
 class Common(TypedDict, total=False):
     """The options of every data module."""
 
-    batch_size: int  # items an optimizer step, over all devices and accumulated micro-batches
-    val_batch_size: int | None  # items a validation batch, over all devices; None = batch_size
-    limit_val: int | None  # validate on the first items only
-    resident_max: int  # bytes; a split up to this size lives on the device, a larger one comes through a loader
-    num_workers: int  # processes of that loader; 0 = in the main process
+    batch_size: Positive  # items an optimizer step, over all devices and accumulated micro-batches
+    val_batch_size: Positive | None  # items a validation batch, over all devices; None = batch_size
+    limit_val: Positive | None  # validate on the first items only
+    resident_max: Count  # bytes; a split up to this size lives on the device, a larger one comes through a loader
+    num_workers: Count  # processes of that loader; 0 = in the main process
     seed: int
 
 
@@ -163,11 +165,11 @@ class DataModule(pl.LightningDataModule, ABC):
         self,
         name: str,
         *,
-        batch_size: int = 128,
-        val_batch_size: int | None = None,
-        limit_val: int | None = None,
-        resident_max: int = 2_000_000_000,
-        num_workers: int = 0,
+        batch_size: Positive = 128,
+        val_batch_size: Positive | None = None,
+        limit_val: Positive | None = None,
+        resident_max: Count = 2_000_000_000,
+        num_workers: Count = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -176,13 +178,6 @@ class DataModule(pl.LightningDataModule, ABC):
         self.name, self.seed = name, int(seed)
         self.batch_size, self.val_batch_size, self.limit_val = batch_size, val_batch_size or batch_size, limit_val
         self.resident_max, self.num_workers = resident_max, num_workers
-        for key in ("batch_size", "val_batch_size", "limit_val"):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"data.{key}={value!r} must be a positive integer")
-        for key in ("resident_max", "num_workers"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 0:
-                raise ConfigError(f"data.{key}={getattr(self, key)!r} must be an integer >= 0")
         self._sources: dict[Split, Source] = {}
         self._resident: dict[tuple[Split, torch.device], Source] = {}
         self._order: Order | None = None

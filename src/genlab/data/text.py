@@ -11,7 +11,7 @@ from genlab.data.corpus import Documents
 from genlab.data.documents import count_units
 from genlab.data.fetch import fetch, find
 from genlab.data.manifest import Manifest
-from genlab.data.module import Common, DataModule, Loader, Split
+from genlab.data.module import Common, DataModule, Loader, Positive, Split
 from genlab.data.prepare import Preparation
 from genlab.data.sources import Source
 from genlab.data.splits import Part, Parts, files, share
@@ -74,18 +74,18 @@ class Text(DataModule):
         name: str,
         *,
         split: Literal["share", "files", "documents"],
-        vocab_size: Annotated[int, "ge 1"],
-        block_size: Annotated[int, "ge 1"],
+        vocab_size: Positive,
+        block_size: Positive,
         path: str | None = None,
         tokenizer: Kind = "byte_bpe",
         vocabulary: str | None = None,
         windows: Literal["random", "epoch", "contiguous"] = "random",
         train_fraction: Annotated[float, "ge 0, lt 1"] = 0.9,
-        characters: Annotated[int, "ge 1"] | None = None,
+        characters: Positive | None = None,
         verify: bool = False,
         documents: Literal["packed", "single"] = "packed",
         condition: Sequence[str] = (),
-        condition_values: Annotated[int, "ge 1"] = 64,
+        condition_values: Positive = 64,
         select: Mapping[str, Sequence[str]] | None = None,
         special_tokens: Sequence[str] = (),
         prepare: Preparation | None = None,
