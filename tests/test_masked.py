@@ -391,7 +391,7 @@ def test_models_and_samplers_that_do_not_fit_are_refused_in_one_line() -> None:
         language_model("gpt2").sample(torch.arange(1), None, Unmasking())
     with pytest.raises(ConfigError, match="MaskedModel has no next token; take sampler=unmasking"):
         masked_model().sample(torch.arange(1), None, TokenSampler())
-    with pytest.raises(ConfigError, match=r"sampler\.order='best'"):
+    with pytest.raises(ConfigError, match=r"sampler.order=best"):
         Unmasking(order="best")  # type: ignore[arg-type]
 
 

@@ -60,11 +60,6 @@ class Unmasking(TokenSampler):
 
     streams: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in ("ancestral", "confidence"):
-            raise ConfigError(f"sampler.order={self.order!r}: ancestral, confidence")
-
     @property
     def nfe(self) -> int:
         """Network evaluations of a window, at most."""
