@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from genlab import signals
 from genlab.cli import targets
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -83,11 +84,11 @@ def worker(task: str, target: str) -> int:
     """A worker's exit code, without its wish to die when the process that started it does."""
     from genlab.cli import worker as module
 
-    die, module._die_with_parent = module._die_with_parent, lambda: None
+    die, signals.die_with_parent = signals.die_with_parent, lambda: None
     try:
         return module.main(task, target)
     finally:
-        module._die_with_parent = die
+        signals.die_with_parent = die
 
 
 class Worker:

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "genlab"
 BELOW = {
     "errors": set(),
     "settings": {"errors"},
+    "signals": set(),
     "files": {"errors"},
     "noise": {"errors"},
     "drawing": {"errors", "files"},
@@ -27,7 +28,6 @@ BELOW["conditions"] = {*BOTTOM, "data", "decoding"}
 BELOW["models"] = {*BELOW}
 BELOW["evaluation"] = {*BOTTOM, "data", "conditions", "judges"}
 BELOW["runs"] = {"errors", "files"}
-BELOW["signals"] = set()
 BELOW["callbacks"] = {*BELOW}
 BELOW["cli"] = {*BELOW}
 

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import stat
+import sys
+from collections.abc import Iterator
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPING = (*PREEMPTING, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
 
 
 def caught(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
     """Those that are to be handled: SIGHUP is not where it is ignored, as under nohup."""
     return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait meanwhile, here and in processes that are started, until these call `let_through`: else one that
+    comes while Python starts would end it without a word."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Now that their handlers are there."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when the one that started it dies: no orphans, whatever happens."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def ignore_all() -> None:

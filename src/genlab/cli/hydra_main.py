@@ -77,9 +77,9 @@ def hydra_main(
                 code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
                 if not sweeping or code in (0, 130, 143):
                     raise
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Stopped):
                 raise
-            except BaseException as error:
+            except BaseException as error:  # a panic of a library in Rust is no Exception
                 known = expected(error, cfg.get("runs_dir") or ".")
                 if known is not None:
                     complain(known)

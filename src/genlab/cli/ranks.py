@@ -24,7 +24,7 @@ from genlab.errors import ConfigError
 from genlab.files import read_json, write_bytes
 from genlab.runs.pulse import begun, stalled
 from genlab.runs.temporary import temporary_folder
-from genlab.signals import STOPPING, caught, leave_terminal
+from genlab.signals import STOPPING, caught, held_back, leave_terminal
 
 OWN = "GENLAB_WORKER"  # set in the environment of workers that GenLab has started as ranks
 WAIT_S = 120.0  # for rank 0 to say which run it is
@@ -159,14 +159,14 @@ def start_workers(task: str, target: Path, ranks: int, here: Place, pass_fds: Se
         locks = {"GENLAB_LOCKS": ",".join(map(str, pass_fds))}
         for rank in range(count):
             variables = _inherited() if here.external else worker_environment(rank, ranks, port)
-            workers.processes.append(
-                subprocess.Popen(
+            with held_back():
+                worker = subprocess.Popen(
                     [sys.executable, "-m", "genlab.cli.worker", task, str(target)],
                     env={**variables, **temporary, **locks},
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,  # a Ctrl-C reaches the workers once, through `Workers.forward`
                 )
-            )
+            workers.processes.append(worker)
     except BaseException:
         workers.end()
         raise

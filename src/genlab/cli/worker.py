@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import signal
@@ -18,8 +17,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from genlab.errors import GenlabError
 
-PR_SET_PDEATHSIG = 1
-
 
 def main(task: str, folder: str) -> int:
     """Does one rank's part of "train" (folder: the run), "evaluate" or "sample".
@@ -27,13 +24,14 @@ def main(task: str, folder: str) -> int:
     Returns the exit code of genlab.errors. An expected error is one line, any other a traceback; where this is one of
     several workers that GenLab has started, the line goes to FOLDER/ranks/RANK.json, and the parent prints the cause.
     """
-    _die_with_parent()
+    from genlab.signals import PREEMPTING, caught, die_with_parent, ignore_all, leave_terminal, let_through
+
+    die_with_parent()
     from genlab.cli.problem import one_line
     from genlab.cli.ranks import place
     from genlab.cli.redact import redact
     from genlab.cli.targets import settle
     from genlab.errors import GenlabError, Preempted, Stopped, expected
-    from genlab.signals import PREEMPTING, caught, ignore_all, leave_terminal
 
     def stop(number: int, frame: FrameType | None) -> None:
         leave_terminal(number)
@@ -45,6 +43,7 @@ def main(task: str, folder: str) -> int:
     _keep_locks()
     here = place()
     try:
+        let_through()
         _work(task, Path(folder))
         ignore_all()
         return 0
@@ -122,15 +121,6 @@ def _keep_locks() -> None:
 def _close(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         os.close(descriptor)
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to kill this process when the one that started it dies: no orphans, whatever happens."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _quieten() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from genlab import signals
 from genlab.data.manifest import Manifest
 from genlab.data.order import Order, micro_batches, shards, share
 from genlab.data.sources import Batch, Source
@@ -70,10 +71,12 @@ def _identity(item: Any) -> Any:
 
 
 def _begin_worker(number: int) -> None:
-    """Lets the thread of a loader worker that hands over tensors end in silence when their reader goes away.
+    """Ends a loader worker with its reader, and lets its thread that hands over tensors end in silence then.
 
     The reader says why it ended: where another worker has died, in the midst of taking a tensor from this one.
     """
+
+    signals.die_with_parent()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, ConnectionError | EOFError):
