@@ -114,7 +114,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     [
         ({"name": "${oc.env:SECRET_OF_MINE}"}, None),
         ({"name": "${b0}", "b0": "${b1}" * 9, **{f"b{i}": f"${{b{i + 1}}}" * 9 for i in range(1, 14)}}, None),
-        ({"model.network.config.n_layer": 1_000_000}, "n_layer must be <= 1000"),
+        ({"model.network.config.n_layer": 1_000_000}, "n_layer must be <= 256"),
         ({"model.network.config.n_layer": "${name}"}, "n_layer"),
         ({"sampler": {"_target_": "torch.nn.Linear", "in_features": 9, "out_features": 9}}, "is no sampler of GenLab"),
         ({"sampler": {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "x"}}, "is no sampler of GenLab"),

@@ -164,10 +164,10 @@ RANGES: dict[str, str] = {
     "**.num_classes": "ge 0",
     "**.chunk_size": "gt 0",
     # Numbers of modules: a million of them in a run that someone sent would take hours to build.
-    "model.ensemble": "le 1000",
-    "**.n_layer": "le 1000",
-    "**.num_hidden_layers": "le 1000",
-    "**.layers": "le 1000",
-    "**.layers_per_block": "le 1000",
-    "**.blocks": "le 1000",
+    "model.ensemble": "le 256",
+    "**.n_layer": "le 256",
+    "**.num_hidden_layers": "le 256",
+    "**.layers": "le 256",
+    "**.layers_per_block": "le 256",
+    "**.blocks": "le 256",
 }
