@@ -58,7 +58,10 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
     if found := re.search(r"Multiple values for ([\w/.]+)\. To override a value use '?override [\w/.]+", text):
         return Problem(f"{found[1]} is given twice", found[1], "Give it once", "command line")
     if found := re.match(r"Ambiguous value for argument '([^=']+)=(.*?)' 1\. To use", text):
-        do = f"Add -m for a sweep, or write {found[1]}=[{found[2]}] for a list"
+        plain = _without(arguments, config_name, folder, found[1])
+        if not found[1].startswith("+") and found[1] not in leaves(plain):
+            return _unknown(found[1], plain, _groups(folder))
+        do = f"Add -m for a sweep, or write {found[1]}=[{found[2]}] for a list, '{found[1]}=\"{found[2]}\"' for a text"
         return Problem("is given several values", found[1], do, "command line")
     if found := re.match(r"Error merging override [+~]*([^=]+)=(.*)", text):
         return Problem(f"cannot be {found[2]}: {said(cause)}", found[1], "", "command line")
