@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,39 @@ def test_a_file_system_without_locks(
     assert found is not None
     assert capsys.readouterr().err.count("has no locks") == 1
     files._say_unlocked.cache_clear()
+
+
+def _sigterm_in_a_library() -> None:
+    """A signal in the midst of OmegaConf, which makes another error of what the handler raises."""
+    from genlab.cli import train
+
+    def create(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        finally:
+            raise AttributeError("_flags_cache")
+
+    train.literal = create  # type: ignore[assignment]
+
+
+def _sigterm_in_a_worker() -> None:
+    from genlab.cli import session
+
+    def build(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException as error:
+            raise RuntimeError("a library's own") from error
+
+    session.build_model = build  # type: ignore[assignment]
+
+
+@pytest.mark.faults(37)
+@pytest.mark.parametrize("before", [_sigterm_in_a_library, _sigterm_in_a_worker])
+def test_a_signal_in_the_midst_of_a_library(tmp_path: Path, before: Callable[[], None]) -> None:
+    done = command(*train_arguments(tmp_path), folder=tmp_path, before=before)
+    assert done.code == 143, done.output
+    assert "Traceback" not in done.output
+    assert done.output.count("genlab: preempted: ") == 1, done.output

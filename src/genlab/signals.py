@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPING = (*PREEMPTING, signal.SIGINT)
@@ -18,6 +19,31 @@ PR_SET_PDEATHSIG = 1
 def caught(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
     """Those that are to be handled: SIGHUP is not where it is ignored, as under nohup."""
     return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+_raised: BaseException | None = None
+
+
+def raise_in_handler(error: BaseException) -> NoReturn:
+    """Ends what is going on, from the handler of a signal.
+
+    A library that is in the midst of something may make another error of it on the way: `cause` still knows.
+    """
+    global _raised
+    _raised = error
+    raise error
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a failure is to be told as: itself where it is an error of GenLab's (a save for the signal has failed, say),
+    else the signal that came in the midst of it, if one did."""
+    return error if _raised is None or hasattr(error, "exit_code") else _raised
+
+
+def forget() -> None:
+    """At the beginning of a command or a worker: no signal has come."""
+    global _raised
+    _raised = None
 
 
 @contextlib.contextmanager

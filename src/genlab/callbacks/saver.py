@@ -19,7 +19,7 @@ from genlab.errors import Interrupted, NumericError, Preempted, Stopped
 from genlab.models.trained import TrainedModel
 from genlab.runs.checkpoint import keep_as, stored_sha256
 from genlab.runs.directory import RunDirectory
-from genlab.signals import STOPPING, caught, leave_terminal
+from genlab.signals import STOPPING, caught, leave_terminal, raise_in_handler
 
 WORD_S = 3.0  # seconds that a rank waits for the signal which may be the cause of its failure
 
@@ -70,7 +70,7 @@ class Saver(Checkpoint):
             os.write(2, b"\ngenlab: signal received, saving ...\n")
         self.signal = number
         if self.validating:
-            raise self.stopped()
+            raise_in_handler(self.stopped())
 
     def stopped(self) -> Stopped:
         """What a signal ends the run with, once the state is saved."""

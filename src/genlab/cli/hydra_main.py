@@ -31,6 +31,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from genlab import signals
 from genlab.cli import explain, hydra_node, targets
 from genlab.cli.check import check
 from genlab.cli.problem import Problem, one_line
@@ -77,9 +78,10 @@ def hydra_main(
                 code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
                 if not sweeping or code in (0, 130, 143):
                     raise
-            except (KeyboardInterrupt, Stopped):
-                raise
-            except BaseException as error:  # a panic of a library in Rust is no Exception
+            except BaseException as failure:  # a panic of a library in Rust is no Exception
+                error = signals.cause(failure)
+                if isinstance(error, (KeyboardInterrupt, Stopped)):
+                    raise error from None
                 known = expected(error, cfg.get("runs_dir") or ".")
                 if known is not None:
                     complain(known)
@@ -95,6 +97,7 @@ def hydra_main(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra reports errors itself, in its own words
             use_utf8()
             targets.settle()
+            signals.forget()
             try:
                 refuse_known_bad()
             except GenlabError as error:
@@ -122,6 +125,9 @@ def hydra_main(
                 complain(error)
                 sys.exit(error.exit_code)
             except Exception as error:
+                if isinstance(asked := signals.cause(error), Stopped):
+                    print(f"genlab: preempted: {asked}", file=sys.stderr, flush=True)
+                    sys.exit(asked.exit_code)
                 problem = explain.composition(error, arguments, config_name, folder)
                 if problem is None:
                     raise
@@ -148,7 +154,7 @@ def check_composed(cfg: DictConfig, entry: str, settings: Any) -> None:
 def stop(number: int, frame: FrameType | None) -> None:
     """The signals that end a session, where no worker is there to take them."""
     leave_terminal(number)
-    raise Preempted("stopped; nothing was lost")
+    signals.raise_in_handler(Preempted("stopped; nothing was lost"))
 
 
 def complain(error: BaseException) -> None:

@@ -58,7 +58,7 @@ from genlab.models.trained import Plan, TrainedModel
 from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
 from genlab.runs.directory import RunDirectory, find_run
 from genlab.runs.pulse import Pulse
-from genlab.signals import STOPPING, caught, ignore_all, leave_terminal
+from genlab.signals import STOPPING, caught, ignore_all, leave_terminal, raise_in_handler
 
 # Named, because Lightning takes SLURM's also where a batch script has started a single process.
 ENVIRONMENTS: dict[str, Any] = {
@@ -231,7 +231,8 @@ def finish(
     def stop(number: int, frame: FrameType | None) -> None:
         leave_terminal(number)
         kind = Interrupted if number == signal.SIGINT else Preempted
-        raise kind(f"training is saved at {model.samples_seen:,} samples; the same command does the evaluation.")
+        words = f"training is saved at {model.samples_seen:,} samples; the same command does the evaluation."
+        raise_in_handler(kind(words))
 
     for number in caught(STOPPING):
         signal.signal(number, stop)

@@ -24,9 +24,10 @@ def main(task: str, folder: str) -> int:
     Returns the exit code of genlab.errors. An expected error is one line, any other a traceback; where this is one of
     several workers that GenLab has started, the line goes to FOLDER/ranks/RANK.json, and the parent prints the cause.
     """
-    from genlab.signals import PREEMPTING, caught, die_with_parent, ignore_all, leave_terminal, let_through
+    from genlab import signals
+    from genlab.signals import PREEMPTING, caught, ignore_all, leave_terminal, let_through
 
-    die_with_parent()
+    signals.die_with_parent()
     from genlab.cli.problem import one_line
     from genlab.cli.ranks import place
     from genlab.cli.redact import redact
@@ -35,11 +36,12 @@ def main(task: str, folder: str) -> int:
 
     def stop(number: int, frame: FrameType | None) -> None:
         leave_terminal(number)
-        raise Preempted("stopped before training began" if task == "train" else "stopped")
+        signals.raise_in_handler(Preempted("stopped before training began" if task == "train" else "stopped"))
 
     for number in caught(PREEMPTING):  # until the session takes them
         signal.signal(number, stop)
     settle()
+    signals.forget()
     _keep_locks()
     here = place()
     try:
@@ -47,24 +49,22 @@ def main(task: str, folder: str) -> int:
         _work(task, Path(folder))
         ignore_all()
         return 0
-    except Stopped as error:
-        state = label = {130: "interrupted", 143: "preempted"}[error.exit_code]
-        message, code = str(error), error.exit_code
-    except KeyboardInterrupt:
-        state, message, code, label = "interrupted", "stopped before training began", 130, "interrupted"
-    except SystemExit as leave:  # the user's own code, or a library
-        frame = traceback.extract_tb(leave.__traceback__)[-1]
-        code = leave.code if isinstance(leave.code, int) and leave.code else 1
-        state, label = "failed", "error"
-        message = f"sys.exit({leave.code!r}) was called by {frame.filename}, line {frame.lineno}"
-    except BaseException as error:
-        known = expected(error, folder) or _left_alone(error)
-        state, label = "failed", "error"
-        if known is not None:
+    except BaseException as failure:
+        error = signals.cause(failure)
+        state, label, code = "failed", "error", 1
+        if isinstance(error, Stopped):
+            state = label = {130: "interrupted", 143: "preempted"}[error.exit_code]
+            message, code = str(error), error.exit_code
+        elif isinstance(error, KeyboardInterrupt):
+            state, message, code, label = "interrupted", "stopped before training began", 130, "interrupted"
+        elif isinstance(error, SystemExit):  # the user's own code, or a library
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            code = error.code if isinstance(error.code, int) and error.code else 1
+            message = f"sys.exit({error.code!r}) was called by {frame.filename}, line {frame.lineno}"
+        elif (known := expected(error, folder) or _left_alone(error)) is not None:
             message, code = str(known), known.exit_code
         else:
             print(redact(traceback.format_exc()), file=sys.stderr)
-            code = 1
             message = f"{type(error).__name__}: {error}".split("\n")[0]
     ignore_all()
     message = one_line(redact(message))
