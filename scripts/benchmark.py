@@ -265,7 +265,7 @@ def protection(repeats: int) -> dict[str, Any]:
     from genlab.callbacks.saver import Saver
     from genlab.cli.compose import compose_config
     from genlab.cli.session import train_session
-    from genlab.models import base
+    from genlab.models import trained
     from genlab.runs.directory import create_run
 
     spent = {"guard": 0.0, "saver": 0.0, "training": 0.0}
@@ -282,7 +282,7 @@ def protection(repeats: int) -> dict[str, Any]:
 
         setattr(owner, name, outer)
 
-    timed(base, "keep_finite", "guard")
+    timed(trained, "keep_finite", "guard")
     timed(FiniteGuard, "on_train_batch_start", "guard")
     timed(FiniteGuard, "on_train_batch_end", "guard")
     timed(Saver, "on_train_batch_end", "saver")
