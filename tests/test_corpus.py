@@ -302,7 +302,7 @@ def test_conditions_in_the_packed_stream_are_no_labels(tmp_path: Path) -> None:
     assert len(data.manifest.facts["conditions"]["form"]) == 3
     source = data.source("val")
     batch = source.batch(torch.arange(len(source)), torch.zeros(len(source), dtype=torch.int64))
-    first, end = source.given or (0, 0)
+    first, end = source.condition_ids or (0, 0)
     assert end - first == 8
     inputs, labels = batch["input_ids"], batch["labels"]
     assert ((inputs >= first) & (inputs < end)).sum() >= 2 * data.manifest.splits["val"]["documents"] - 1

@@ -218,3 +218,22 @@ def test_a_signal_in_the_midst_of_a_library(tmp_path: Path, before: Callable[[],
     assert done.code == 143, done.output
     assert "Traceback" not in done.output
     assert done.output.count("genlab: preempted: ") == 1, done.output
+
+
+def _sigterm_to_the_command() -> None:
+    """As the first job of a sweep is finished, while its worker no longer hears signals."""
+    from genlab.cli import session
+
+    def close_loggers(*_: object) -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(0.5)
+
+    session.close_loggers = close_loggers  # type: ignore[assignment]
+
+
+@pytest.mark.faults(37)
+def test_a_sweep_that_is_stopped_begins_no_other_job(tmp_path: Path) -> None:
+    done = command(*train_arguments(tmp_path), "-m", "seed=1,2", folder=tmp_path, before=_sigterm_to_the_command)
+    assert done.code == 143, done.output
+    assert "the sweep's other jobs were not begun" in done.output
+    assert [run.status()["state"] for run in runs_in(tmp_path)] == ["finished"]

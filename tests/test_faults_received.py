@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -12,16 +13,19 @@ from typing import Any
 import pytest
 import torch
 from commands import command, runs_in, train_arguments
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from runs import new_run, small_run, work
+from runs import ROOT, new_run, small_run, work
 
 from genlab import load_run
 from genlab.cli import targets
 from genlab.cli.build import load_weights
 from genlab.cli.hydra_main import _readable, complain
+from genlab.cli.hydra_node import check_hydra
 from genlab.cli.stored import literal, load_yaml
 from genlab.conditions import Condition, read_conditions
 from genlab.data.characters import text_blocks
@@ -63,6 +67,37 @@ def test_hydras_node_in_an_experiment(name: str, tmp_path: Path) -> None:
     done.line(2, key)
     assert not list(tmp_path.rglob("marker"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.faults(31)
+@pytest.mark.parametrize("remedy", ["hydra/job_logging=default", "hydra/launcher=submitit_slurm"])
+def test_what_the_refusals_advise_is_taken(remedy: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [remedy], return_hydra_config=True)
+    OmegaConf.set_struct(config, False)
+    if "launcher" in remedy:
+        config.hydra.launcher.setup = ["module load cuda"]
+    check_hydra(config)
+    config.hydra.overrides.hydra = []
+    config.hydra.runtime.choices["hydra/job_logging"] = "none"
+    with pytest.raises(ConfigError, match="must not be set"):
+        check_hydra(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0: must be >= 1"),
+        ({"num_workers": -1}, "data.num_workers is -1: must be >= 0"),
+        ({"block_size": 2.5}, "data.block_size is 2.5: must be an integer >= 1"),
+        ({"train_fraction": 1.0}, "data.train_fraction is 1.0: must be >= 0 and < 1"),
+        ({"split": "thirds"}, "data.split=thirds: choose one of share, files, documents"),
+    ],
+)
+def test_bounds_of_data_hold_in_python(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Text("x", **({"split": "share", "vocab_size": 2, "block_size": 1, "tokenizer": "characters"} | options))
 
 
 @pytest.mark.faults(31)

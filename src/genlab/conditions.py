@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.data.documents import HALF
 from genlab.data.order import SUBSET_SEED, subset
 from genlab.data.vocabulary import encode
 from genlab.decoding.reading import ENDED, padded
@@ -305,7 +306,7 @@ def condition_rows(model: Any, wanted: Mapping[str, Any], n: int) -> dict[str, T
     for name, value in wanted.items():
         if value is not None:
             condition = condition_named(model, name)
-            values = [condition.parse(one) if isinstance(one, str) else one for one in _values(value)]
+            values = [_parsed(condition, one) for one in _values(value)]
             if len(values) > n or not values:
                 raise ConfigError(f"condition.{name}: {len(values)} values for {n} items.")
             rows = condition.rows(values, model)
@@ -327,7 +328,7 @@ def condition_named(model: Any, name: str) -> Condition:
 
 
 def read_conditions(path: Path, model: Any, key: str = "conditions") -> dict[str, list[Any]]:
-    """Conditions of a file by name, each a value an item; each is checked.
+    """Conditions of a file by name, as they stand there, each a value an item; each is checked.
 
     A .jsonl has an object of conditions a line, {"label": 3}; in any other file a line is a value of the model's first
     condition. Empty lines count for nothing.
@@ -353,7 +354,8 @@ def read_conditions(path: Path, model: Any, key: str = "conditions") -> dict[str
                 if found and set(row) != set(found):
                     raise ConfigError(f"expected {', '.join(found)}, as in the lines before")
                 for name, value in row.items():
-                    condition_named(model, name).rows([value], model)
+                    condition = condition_named(model, name)
+                    condition.rows([_parsed(condition, value)], model)
                     found.setdefault(name, []).append(value)
             except ConfigError as error:
                 raise ConfigError(f"{path}:{number}: {error}") from None
@@ -370,12 +372,16 @@ def _row(line: str, json_lines: bool, model: Any) -> dict[str, Any]:
             row = None
         if not isinstance(row, dict) or not row:
             raise ConfigError('expected an object of conditions, such as {"label": 3}')
-        if any("\ud800" <= character <= "\udfff" for value in row.values() for character in str(value)):
+        if HALF.search(json.dumps(row, ensure_ascii=False)):
             raise ConfigError("half a surrogate pair, which is no character")
         return row
     if not model.conditions:
         raise ConfigError("this model knows no condition")
-    return {model.conditions[0].name: model.conditions[0].parse(line)}
+    return {model.conditions[0].name: line}
+
+
+def _parsed(condition: Condition, value: Any) -> Any:
+    return condition.parse(value) if isinstance(value, str) else value
 
 
 def _values(value: Any) -> list[Any]:

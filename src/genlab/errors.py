@@ -112,9 +112,7 @@ def expected(error: BaseException, folder: str | os.PathLike[str] = ".") -> Genl
             "trainer.accumulate_grad_batches; in sampling lower n; data.resident_max=0 leaves the data on disk."
         )
     if type(error).__name__ == "PanicException":  # of pyo3; no Exception
-        return CheckpointError(
-            f"a library written in Rust gave up ({first}): a tokenizer.json that is damaged or hostile?"
-        )
+        return CheckpointError(f"a library written in Rust gave up ({first}): is a tokenizer.json damaged or hostile?")
     if lost := _lost_workers(error):
         return LoaderError(lost)
     if isinstance(error, OSError) and error.errno in _STORAGE:

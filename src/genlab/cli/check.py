@@ -23,8 +23,6 @@ from genlab.cli.problem import Problem, leaves, nearest, one_line
 from genlab.cli.redact import refuse_keys
 from genlab.settings import within
 
-MOVED = {"prompt": "condition.prompt", "prompts": "conditions"}  # keys of sample.py, before conditions were objects
-
 # ${genlab.first:A,B}: A where there is one, else B
 OmegaConf.register_new_resolver("genlab.first", lambda *values: next((v for v in values if v), None), replace=True)
 
@@ -130,7 +128,7 @@ def _fields(model: type[schema.Strict], plain: dict[str, Any]) -> list[str]:
 
 
 def unknown(key: str, candidates: list[str]) -> Problem:
-    if moved := [MOVED[key]] if key in MOVED else new_keys(key, candidates):
+    if moved := new_keys(key, candidates):
         return Problem(f"unknown key {key!r}", "", f"It is now {' or '.join(moved)}")
     close = nearest(key, candidates)
     if close is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from genlab.cli.ranks import Place, place, start_workers
 from genlab.errors import ConfigError
 from genlab.files import read_json, write_json
+from genlab.runs.temporary import temporary_folder
 
 
 def parallel(task: str, config: DictConfig) -> Any:
@@ -29,8 +29,8 @@ def parallel(task: str, config: DictConfig) -> Any:
     here = place()
     if here.external or config.devices == 1:
         return run(task, config)
-    with tempfile.TemporaryDirectory(prefix="genlab-") as name:
-        folder = Path(name)
+    with temporary_folder() as variables:
+        folder = Path(variables["TMPDIR"])
         (folder / "ranks").mkdir()
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
         with start_workers(task, folder, config.devices, here) as workers:

@@ -73,6 +73,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
     """The record of one checkpoint, and where it belongs."""
     protocol = _protocol(config, loaded.config.get("evaluation"))
     sampler = choose_sampler(loaded, config.get("sampler"))
+    other_chunks = set_chunk_size(loaded, config.chunk_size)
     data: Any = _data(config, loaded)
     if config.reference is not None:
         data, protocol = _reference(config.reference, protocol)
@@ -82,7 +83,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
         *([] if loaded.weights == "ema" else [loaded.weights]),
         *([] if checkpoint == "last" else [checkpoint]),
         *([] if config.seed == loaded.config.seed else [f"seed{config.seed}"]),
-        *([f"chunk{config.chunk_size}"] if set_chunk_size(loaded, config.chunk_size) else []),
+        *([f"chunk{config.chunk_size}"] if other_chunks else []),
         *([] if config.reference is None else [Path(config.reference).name]),
     ]
     folder = loaded.directory.path / "evaluation"

@@ -113,26 +113,23 @@ def hydra_main(
             before = {number: signal.signal(number, stop) for number in caught(PREEMPTING)}
             try:
                 run()
-            except JobFailed as failed:
+            except JobFailed as failed:  # it has said why
                 sys.exit(failed.exit_code)
-            except Stopped as stopped:
-                print(f"genlab: preempted: {stopped}", file=sys.stderr, flush=True)
-                sys.exit(stopped.exit_code)
-            except KeyboardInterrupt:
-                complain(GenlabError("interrupted"))
-                sys.exit(130)
-            except GenlabError as error:
-                complain(error)
-                sys.exit(error.exit_code)
-            except Exception as error:
-                if isinstance(asked := signals.cause(error), Stopped):
-                    print(f"genlab: preempted: {asked}", file=sys.stderr, flush=True)
-                    sys.exit(asked.exit_code)
-                problem = explain.composition(error, arguments, config_name, folder)
-                if problem is None:
+            except BaseException as failure:
+                cause = signals.cause(failure)
+                if isinstance(cause, Stopped):
+                    print(f"genlab: preempted: {cause}", file=sys.stderr, flush=True)
+                    sys.exit(cause.exit_code)
+                if isinstance(cause, KeyboardInterrupt):
+                    complain(GenlabError("interrupted"))
+                    sys.exit(130)
+                known = cause if isinstance(cause, GenlabError) else None
+                if known is None and isinstance(cause, Exception):
+                    known = explain.composition(cause, arguments, config_name, folder)
+                if known is None:
                     raise
-                complain(problem)
-                sys.exit(problem.exit_code)
+                complain(known)
+                sys.exit(known.exit_code)
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What a configuration may ask of Hydra itself, judged before Hydra acts on it.
+"""What a configuration may ask of Hydra itself, checked before Hydra acts on it.
 
 Hydra builds callbacks and launchers, sets up logging and the environment from the node `hydra` before the task begins,
 and any option file may fill that node. So each composed configuration is looked at as soon as it is there.
@@ -29,7 +29,7 @@ PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins", "optuna")
 SHELL = ("setup", "srun_args", "python", "additional_parameters", "pre_dispatch")
 
 
-def judge(config: DictConfig) -> None:
+def check_hydra(config: DictConfig) -> None:
     """Refuses a node `hydra` that would run code.
 
     Args:
@@ -81,15 +81,15 @@ def _shipped(key: str, option: Any) -> Any:
 _load = ConfigLoaderImpl.load_configuration
 
 
-def _load_judged(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+def _load_checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
     try:
         config = _load(self, *args, **kwargs)
     except KeyError as error:  # Hydra has looked up a variable that is not there
         raise _refused("job.env_copy", CLOSED["job.env_copy"]) from error
-    judge(config)
+    check_hydra(config)
     return config
 
 
 def install() -> None:
-    """From here on every configuration that Hydra composes in this process is judged."""
-    ConfigLoaderImpl.load_configuration = _load_judged  # type: ignore[method-assign]
+    """From here on every configuration that Hydra composes in this process is checked."""
+    ConfigLoaderImpl.load_configuration = _load_checked  # type: ignore[method-assign]

@@ -62,6 +62,7 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "threshold": ("threshold", ("text_harm",)),
     "batch": ("batch", _GIVEN),
 }
+CONDITIONS = {"prompt": ["condition.prompt"], "prompts": ["conditions"]}  # keys of sample.py, of the same time
 SHARED = {"extractor": "name", "extractor_path": "path", "resize": "resize", "batch": "batch"}  # of the extractor
 
 
@@ -135,7 +136,7 @@ def new_keys(key: str, known: Collection[str] = ()) -> list[str]:
     """
     group, _, field = key.partition(".")
     if group != "evaluation":
-        return []
+        return CONDITIONS.get(key, [])
     setting, owners = SETTINGS.get(field, ("", ()))
     new = [f"evaluation.extractor.{SHARED[field]}"] if field in SHARED else []
     new += [f"evaluation.metrics.{owner}.{setting}" for owner in owners]

@@ -259,7 +259,7 @@ class Workers:
         killed = [rank for rank, code in ended.items() if code and code < 0]
         behind, words = stalled(self.target)
         told = [rank for rank in ended if reports[rank]]
-        label = "error"
+        outcome = "error"
         if behind and not set(behind) & set(told):
             self.message, self.code = words, 1
         elif killed and (len(self.processes) > 1 or not told):
@@ -273,10 +273,10 @@ class Workers:
             self.code = ended[rank] or 1
             if len(self.processes) == 1 or not told:
                 return  # it has spoken for itself
-            label = reports[rank]["label"]
-            self.message = (f"rank {rank}: " if rank and label == "error" else "") + reports[rank]["message"]
+            outcome = reports[rank]["outcome"]
+            self.message = (f"rank {rank}: " if rank and outcome == "error" else "") + reports[rank]["message"]
             self.own = rank == 0
-        print(f"genlab: {label}: {self.message}", file=sys.stderr, flush=True)
+        print(f"genlab: {outcome}: {self.message}", file=sys.stderr, flush=True)
 
 
 def _inherited() -> dict[str, str]:

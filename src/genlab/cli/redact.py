@@ -16,7 +16,7 @@ _NAME = (
     r"|credentials?|authorization|bearer|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!cls_)(?<!sep_)(?<!mask_)(?<!start_)"
     r"(?<!end_)token)"
 )
-_UPPER = r"[A-Z0-9_]*(?:_KEY|PASS|PASSWORD|_PWD|SECRET)"  # as an environment variable is written
+_UPPER = r"[A-Z0-9_]*_(?:KEY|PASS|PWD|SECRET)"  # as an environment variable is written
 _NAMES = re.compile(rf"(?i:(?:^|[^a-z]){_NAME}$)|^{_UPPER}$")
 # As on a command line or in a dictionary that is printed: name=value, 'name': 'value'.
 _GIVEN = re.compile(

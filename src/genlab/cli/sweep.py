@@ -84,7 +84,7 @@ class CheckedLauncher(Launcher):
             for i, overrides in enumerate(job_overrides):
                 job = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
                 self._check(self.loader.load_sweep_config(self.config, list(overrides)), job)
-        except Exception:
+        except Exception:  # whatever it is goes on, but the files of a sweep that has not begun do not stay
             if initial_job_idx == 0:
                 self._leave_nothing()
             raise

@@ -25,7 +25,6 @@ def main(task: str, folder: str) -> int:
     several workers that GenLab has started, the line goes to FOLDER/ranks/RANK.json, and the parent prints the cause.
     """
     from genlab import signals
-    from genlab.signals import PREEMPTING, caught, ignore_all, leave_terminal, let_through
 
     signals.die_with_parent()
     from genlab.cli.problem import one_line
@@ -35,28 +34,28 @@ def main(task: str, folder: str) -> int:
     from genlab.errors import GenlabError, Preempted, Stopped, expected
 
     def stop(number: int, frame: FrameType | None) -> None:
-        leave_terminal(number)
+        signals.leave_terminal(number)
         signals.raise_in_handler(Preempted("stopped before training began" if task == "train" else "stopped"))
 
-    for number in caught(PREEMPTING):  # until the session takes them
+    for number in signals.caught(signals.PREEMPTING):  # until the session takes them
         signal.signal(number, stop)
     settle()
     signals.forget()
     _keep_locks()
     here = place()
     try:
-        let_through()
+        signals.let_through()
         _work(task, Path(folder))
-        ignore_all()
+        signals.ignore_all()
         return 0
     except BaseException as failure:
         error = signals.cause(failure)
-        state, label, code = "failed", "error", 1
+        state, outcome, code = "failed", "error", 1
         if isinstance(error, Stopped):
-            state = label = {130: "interrupted", 143: "preempted"}[error.exit_code]
+            state = outcome = {130: "interrupted", 143: "preempted"}[error.exit_code]
             message, code = str(error), error.exit_code
         elif isinstance(error, KeyboardInterrupt):
-            state, message, code, label = "interrupted", "stopped before training began", 130, "interrupted"
+            state, message, code, outcome = "interrupted", "stopped before training began", 130, "interrupted"
         elif isinstance(error, SystemExit):  # the user's own code, or a library
             frame = traceback.extract_tb(error.__traceback__)[-1]
             code = error.code if isinstance(error.code, int) and error.code else 1
@@ -66,7 +65,7 @@ def main(task: str, folder: str) -> int:
         else:
             print(redact(traceback.format_exc()), file=sys.stderr)
             message = f"{type(error).__name__}: {error}".split("\n")[0]
-    ignore_all()
+    signals.ignore_all()
     message = one_line(redact(message))
     if task == "train" and here.rank == 0:
         from genlab.runs.directory import RunDirectory
@@ -76,15 +75,15 @@ def main(task: str, folder: str) -> int:
     if here.world > 1 and not here.external:
         from genlab.files import write_json
 
-        report = {"label": label, "message": message, "code": code, "time": time.time()}
+        report = {"outcome": outcome, "message": message, "code": code, "time": time.time()}
         try:
             write_json(Path(folder) / "ranks" / f"{here.rank}.json", report)
         except GenlabError:  # the same: the parent cannot be told, so say it here
-            print(f"genlab: {label}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
+            print(f"genlab: {outcome}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
     elif here.rank == 0:
-        print(f"genlab: {label}: {message}", file=sys.stderr, flush=True)
+        print(f"genlab: {outcome}: {message}", file=sys.stderr, flush=True)
     elif code not in (130, 143):
-        print(f"genlab: {label}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
+        print(f"genlab: {outcome}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
     return code
 
 

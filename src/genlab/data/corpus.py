@@ -146,9 +146,9 @@ class Documents:
             for record in token_files.records(folder / f"{split}.jsonl", encoding.select):
                 yield str(record.get("source", self.name)), record["text"]
 
-        def said() -> Iterator[str]:
+        def predicted() -> Iterator[str]:
             kept = [True] * len(ends) if fit is None else fit.tolist()
             return (text for (_, text), keep in zip(texts(), kept, strict=True) if keep)
 
         # Of the bytes of [UNK] nothing is predicted.
-        return Part(stored.tokens(split), origin, facts, texts, None if meta["unknown"] else said, counted, chosen)
+        return Part(stored.tokens(split), origin, facts, texts, None if meta["unknown"] else predicted, counted, chosen)

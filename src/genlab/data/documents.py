@@ -20,6 +20,7 @@ from genlab.errors import ConfigError, DataError
 JSONL = (".jsonl", ".ndjson")
 # Control, format and private characters that no text needs: all of Cc but tab and newline, the byte order mark,
 # bidirectional overrides, and the non-characters.
+HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one, and no encoding can
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\u202a-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff]")
 # Blocks of Unicode by script, [first, last]. Letters of no block here count as letters of another script.
 SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -125,15 +126,14 @@ def read_documents(
                         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                         if line.strip():
                             yield _record(line, f"{name}:{number}", text_field)
-            elif path.suffix == ".json" and (array := _array(path.read_bytes())) is not None:
-                for number, record in enumerate(array):
-                    yield _document(record, f"{name}[{number}]", len(json.dumps(record)), text_field)
-            else:
-                size = path.stat().st_size
-                text = None
-                if max_bytes is None or size <= max_bytes:
-                    text = _decoded(path.read_bytes())
-                yield Document(text, name, size)
+                continue
+            size = path.stat().st_size
+            data = path.read_bytes() if max_bytes is None or size <= max_bytes else None
+            array = _array(data) if data is not None and path.suffix == ".json" else None
+            if array is None:
+                yield Document(None if data is None else _decoded(data), name, size)
+            for number, record in enumerate(array or ()):
+                yield _document(record, f"{name}[{number}]", len(json.dumps(record)), text_field)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -169,7 +169,7 @@ def _document(record: Any, origin: str, size: int, text_field: str) -> Document:
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError(f"{origin}: expected an object with a text under {text_field!r} (data.text_field)")
-    if re.search("[\ud800-\udfff]", json.dumps(record, ensure_ascii=False)):  # half a character, in any field
+    if HALF.search(json.dumps(record, ensure_ascii=False)):
         return Document(None, origin, size)
     rest = {key: value for key, value in record.items() if key != text_field}
     return Document(text, origin, len(text.encode()), rest)

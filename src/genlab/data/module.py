@@ -19,6 +19,7 @@ from genlab.data.manifest import Manifest
 from genlab.data.order import Order, micro_batches, shards, share
 from genlab.data.sources import Batch, Source
 from genlab.errors import ConfigError, GenlabError, LoaderError
+from genlab.settings import check_settings
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -175,6 +176,7 @@ class DataModule(pl.LightningDataModule, ABC):
         num_workers: Count = 0,
         seed: int = 0,
     ) -> None:
+        check_settings(DataModule.__init__, locals(), "data.")
         super().__init__()
         if Path(name).name != name or name == "..":  # it names folders of the cache
             raise ConfigError(f"data.name={name!r} must be a name, without / and not ..")

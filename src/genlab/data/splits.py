@@ -54,8 +54,8 @@ class Part:
         origin: what messages call it.
         facts: for the manifest, its sha256 and `from` among them.
         texts: (where it is from, the text) of each document.
-        said: the texts that the counted tokens stand for; None where they do not say the whole text.
-        counted: how many tokens that is.
+        predicted_texts: the texts that the predicted tokens stand for; None where they do not say the whole text.
+        predicted: how many tokens that is.
         documents: as of `Windows`, where each is an item.
     """
 
@@ -63,8 +63,8 @@ class Part:
     origin: str
     facts: dict[str, Any]
     texts: Callable[[], Iterable[tuple[str, str]]]
-    said: Callable[[], Iterable[str]] | None = None
-    counted: int = 0
+    predicted_texts: Callable[[], Iterable[str]] | None = None
+    predicted: int = 0
     documents: tuple[Tensor, Tensor] | None = None
 
 
@@ -76,14 +76,14 @@ class Parts:
         tokenizer: the vocabulary of all.
         facts: for the manifest.
         filter: likewise.
-        given: as of `genlab.data.windows.Windows`.
+        condition_ids: as of `genlab.data.windows.Windows`.
     """
 
     tokenizer: Tokenizer
     parts: dict[Split, Part]
     facts: dict[str, Any]
     filter: dict[str, Any] = field(default_factory=dict)
-    given: tuple[int, int] | None = None
+    condition_ids: tuple[int, int] | None = None
 
 
 def share(

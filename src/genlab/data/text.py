@@ -20,6 +20,7 @@ from genlab.data.vocabulary import END, KINDS, PAD, Kind, vocabulary_digest
 from genlab.data.windows import Windows
 from genlab.errors import ConfigError
 from genlab.files import cache_root
+from genlab.settings import check_settings
 
 # Of each split rule: the vocabularies that can be made of it, and the options that are its alone.
 RULES: dict[str, tuple[tuple[Kind, ...], tuple[str, ...]]] = {
@@ -95,11 +96,12 @@ class Text(DataModule):
         modality: Literal["text"] = "text",
         **common: Unpack[Common],
     ) -> None:
-        given = dict(locals())
+        options = dict(locals())
+        check_settings(Text.__init__, options, "data.")
         super().__init__(name, **common)
         kinds, own = RULES[split]
         for key in (key for rule in RULES.values() for key in rule[1] if key not in own):
-            if given[key] != inspect.signature(Text).parameters[key].default:
+            if options[key] != inspect.signature(Text).parameters[key].default:
                 raise ConfigError(f"data.{key}: data.split={split} has no such option, only {', '.join(own)}")
         if vocabulary is None and tokenizer not in kinds:
             raise ConfigError(f"data.tokenizer={tokenizer}: data.split={split} makes {', '.join(kinds)} only")
@@ -132,7 +134,7 @@ class Text(DataModule):
         facts = {**vocabulary, "block_size": self.block_size, **read.facts}
         if self.split != "share":
             facts["windows"] = self.windows
-        sources: dict[Split, Source] = {s: self._windows(s, part, read.given) for s, part in read.parts.items()}
+        sources: dict[Split, Source] = {s: self._windows(s, part, read.condition_ids) for s, part in read.parts.items()}
         splits: dict[str, dict[str, Any]] = {
             s: {"count": len(sources[s]), **part.facts} for s, part in read.parts.items()
         }
@@ -143,7 +145,7 @@ class Text(DataModule):
                 splits[alias] = {**splits["val"], "from": "alias of val"}
         return sources, Manifest(self.name, self.modality, facts, splits, read.filter)
 
-    def _windows(self, split: Split, part: Part, given: tuple[int, int] | None) -> Windows:
+    def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Windows:
         pads = [self.tokenizer.token_to_id(token) for token in (PAD, END)]
         rule: dict[str, Any] = {}
         if part.documents is not None:
@@ -152,7 +154,7 @@ class Text(DataModule):
             rule = {"rows": self.batch_size if split == "train" else self.val_batch_size}
         elif self.windows == "random" and split == "train":
             rule = {"seed": self.seed}
-        return Windows(part.tokens, self.block_size, part.origin, given=given, **rule)
+        return Windows(part.tokens, self.block_size, part.origin, condition_ids=condition_ids, **rule)
 
     def train_loader(self, *args: Any, **options: Any) -> Loader:
         """See DataModule.train_loader.
@@ -177,4 +179,8 @@ class Text(DataModule):
         None where words are [UNK] or <unk>: of their bytes nothing is predicted."""
         self.setup()
         part = self._parts[split]
-        return None if part.said is None else {u: n / part.counted for u, n in count_units(part.said()).items()}
+        return (
+            None
+            if part.predicted_texts is None
+            else {u: n / part.predicted for u, n in count_units(part.predicted_texts()).items()}
+        )

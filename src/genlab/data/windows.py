@@ -47,7 +47,7 @@ class Windows(Source):
         documents: int64 [N] each: the token after the boundary before each document, and the token after the boundary
             that ends it; at most T apart.
         pad: id that stands in input_ids beyond the end.
-        given: [first, end) of the ids that are never a label: what a document is conditioned on.
+        condition_ids: [first, end) of the ids that are never a label: what a document is conditioned on.
 
     Raises:
         ConfigError: too few tokens.
@@ -64,7 +64,7 @@ class Windows(Source):
         rows: int | None = None,
         documents: tuple[Tensor, Tensor] | None = None,
         pad: int = 0,
-        given: tuple[int, int] | None = None,
+        condition_ids: tuple[int, int] | None = None,
     ) -> None:
         assert tokens.dtype in (torch.int16, torch.int32), f"expected int16 or int32 [L], got {tokens.dtype}"
         assert sum(rule is not None for rule in (seed, stride, rows, documents)) <= 1, "one rule"
@@ -77,7 +77,7 @@ class Windows(Source):
             )
         self.tokens, self.length, self.origin, self.seed = tokens, length, origin, seed
         self.stride, self.rows, self.documents = stride or length, rows, documents
-        self.pad, self.given = pad, given
+        self.pad, self.condition_ids = pad, condition_ids
         self.row_length = (count - 1) // (rows or 1)  # tokens that are predicted
 
     def __len__(self) -> int:
@@ -104,8 +104,8 @@ class Windows(Source):
         window = widened(self.tokens[at.clamp(max=len(self.tokens) - 1)])
         inside = at[:, 1:] < end[:, None]  # inputs whose next token is of the window
         labels = window[:, 1:].masked_fill(~inside, IGNORED)
-        if self.given is not None:
-            labels = labels.masked_fill((labels >= self.given[0]) & (labels < self.given[1]), IGNORED)
+        if self.condition_ids is not None:
+            labels = labels.masked_fill((labels >= self.condition_ids[0]) & (labels < self.condition_ids[1]), IGNORED)
         if self.stride < self.length:
             labels[:, : self.length - self.stride].masked_fill_((ids > 0)[:, None], IGNORED)
         batch = {"input_ids": window[:, :-1].masked_fill(~inside, self.pad), "labels": labels}
@@ -116,9 +116,9 @@ class Windows(Source):
         return batch
 
     def counted(self, ids: Tensor, epochs: Tensor) -> Tensor | None:
-        if self.rows is not None or (self.seed is not None and self.given is None):
+        if self.rows is not None or (self.seed is not None and self.condition_ids is None):
             return None  # all of a batch are equally long
-        if self.given is None and self.stride == self.length:
+        if self.condition_ids is None and self.stride == self.length:
             start, end = self.spans(ids, epochs)
             return (end - start - 1).clamp(max=self.length)
         return (self.batch(ids, epochs)["labels"] != IGNORED).sum(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genlab.conditions import UNCONDITIONED
+from genlab.data.documents import HALF
 from genlab.data.folder import Decode, ImageFiles, list_images
 from genlab.data.manifest import Manifest
 from genlab.data.readers import read_npz
@@ -229,7 +229,7 @@ def texts_from(path: Path, n: int | None) -> Judged:
             fine = False
         if not fine:
             raise DataError(f'{path}, line {number}: expected {{"text": "...", "reference": "..."}}')
-        if re.search("[\ud800-\udfff]", "".join((text, *several))):
+        if HALF.search("".join((text, *several))):
             raise DataError(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff) is no text")
         texts.append(text)
         references += [several] if several else []

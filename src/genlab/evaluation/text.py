@@ -199,4 +199,4 @@ def tokenized(texts: Sequence[str], tokenize: str = "13a") -> list[list[str]]:
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    return zip(*(tokens[i:] for i in range(n)), strict=False)
+    return zip(*(tokens[i:] for i in range(n)), strict=False)  # to the end of the last, which is the shortest

@@ -100,7 +100,8 @@ def real_texts(items: Items, data: Any, protocol: Protocol) -> tuple[Items, dict
     if len(documents) < len(texts):
         starts = _apart(documents, max(len(text) for text in texts))
     chosen = [starts[i] for i in subset(len(starts), len(texts)).tolist()]
-    real = [documents[i][at : at + len(text)] for (i, at), text in zip(chosen, texts, strict=False)]
+    # fewer where there are not so many passages
+    real = [documents[i][at : at + len(text)] for (i, at), text in zip(chosen, texts[: len(chosen)], strict=True)]
     what = "documents" if len(documents) >= len(texts) else "passages of documents"
     facts = {"split": split, "n": len(real), "what": f"{what}, cut to the lengths of the texts"}
     return (Items(real, modality=Text()), facts) if real else None

@@ -235,8 +235,10 @@ class VerseForm(TextMetric):
     def prepare(self, data: Any, groups: list[Items]) -> None:
         """The forms that are asked for: of the poems' references, of real poems in their place too."""
         prompts, references = groups[0].prompts, groups[0].references
-        self._prompts = prompts or []
-        self._asked = [form_of(p + real[0]) for p, real in zip(prompts or [], references or [], strict=False)]
+        self._prompts, self._asked = [], []
+        if prompts is not None and references is not None:
+            self._prompts = prompts
+            self._asked = [form_of(prompt + real[0]) for prompt, real in zip(prompts, references, strict=True)]
 
     def compute(self) -> dict[str, float]:
         if not self._asked:

@@ -206,7 +206,9 @@ class TextLikelihood(Given):
             raise ConfigError(f"{at}.context={context}: the model reads at most {limit} tokens")
         if (self.stride or 0) > context:
             raise ConfigError(f"{at}.stride={self.stride}: must be at most the context, {context} tokens")
-        return Windows(source.tokens, context, source.origin, stride=self.stride or context, given=source.given)
+        return Windows(
+            source.tokens, context, source.origin, stride=self.stride or context, condition_ids=source.condition_ids
+        )
 
     def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
         """Windows, tokens, bytes, characters and words a token, context and stride in tokens."""
