@@ -87,6 +87,10 @@ class Condition(ABC):
         """
         return Draw(self.default(torch.arange(n), model), {self.name: "defaults of seeds 0 to n - 1"})
 
+    def example(self, n: int, data: Any) -> Tensor | None:
+        """Rows of n items to look at while a model trains, where seeds have no default; None: there are none."""
+        return None
+
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         """Rows -> what a person reads, one an item: numbers or strings."""
         return rows.tolist()
@@ -217,6 +221,12 @@ class PairCondition(TextCondition):
         references = batch.get("references")
         return Draw(rows, facts, [list(several) for several in references] if references else None,
                     self.shown(rows, model))  # fmt: skip
+
+    def example(self, n: int, data: Any) -> Tensor:
+        """The first of val."""
+        source = data.source("val")
+        ids = torch.arange(n) % len(source)
+        return source.batch(ids, torch.zeros_like(ids))[self.name].cpu()
 
 
 @dataclass(frozen=True)
