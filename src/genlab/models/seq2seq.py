@@ -68,7 +68,7 @@ class Seq2Seq(LanguageModel):
     # ---- the network
 
     def framed(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder reads of sources, int64 [B, S]: them and what is put around them, and the mask; int64 [B, S'].
+        """What the encoder reads of sources, int64 [B, S], with what is put around them, and the mask; int64 [B, S'].
 
         Raises:
             ConfigError: one is beyond the context.
