@@ -98,16 +98,17 @@ class Documents:
         """
         folder, key = self.prepared()
         stored = tokens_of(self.name, folder, key, encoding)
+        report = read_json(folder / REPORT)
         parts: dict[Split, Part] = {}
         for split in ("train", "val", "test"):
             if stored.meta["splits"][split]["documents"]:
                 parts[split] = self._part(split, folder, stored, encoding, longest)
+                parts[split].facts["from"] = report["kept"][split].get("from", "whole clusters of documents")
             elif split != "test":
                 raise ConfigError(
                     f"the {split} split of data {self.name!r} has no document; give it more of them, or raise "
                     "data.prepare.val_fraction (data=text_file splits one long text by characters)"
                 )
-        report = read_json(folder / REPORT)
         facts = {
             "unit": "pretrained token" if encoding.vocabulary else encoding.kind,
             "documents": "packed" if longest is None else "single",
@@ -120,7 +121,7 @@ class Documents:
 
     def _part(self, split: Split, folder: Path, stored: TokenFiles, encoding: Encoding, longest: int | None) -> Part:
         origin, meta = f"{self.name} ({split})", stored.meta["splits"][split]
-        facts = {**meta, "from": "whole clusters of documents"}
+        facts = {**meta}
         counted = meta["tokens"] - 1 - len(stored.conditions) * meta["documents"]  # no first boundary, no condition
         ends, fit, chosen = stored.ends(split), None, None
         if longest is not None:

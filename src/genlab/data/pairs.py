@@ -82,8 +82,10 @@ class PairSource(Source):
         return other
 
     def select(self, ids: np.ndarray) -> PairSource:
-        chosen = torch.from_numpy(ids)
-        return PairSource(self.tokens, self.spans[:, chosen], self.file, self.ids[chosen], self.origin)
+        other, chosen = copy.copy(self), torch.from_numpy(ids)
+        other.spans, other.ids = self.spans[:, chosen], self.ids[chosen]
+        other.lengths = None if self.lengths is None else self.lengths[chosen]
+        return other
 
 
 class Pairs(DataModule):
@@ -173,8 +175,9 @@ class Pairs(DataModule):
         if len(fit) < len(source):
             tqdm.write(f"{self.name} ({split}): {len(source) - len(fit)} of {len(source)} pairs are left out ({words})")
         items = PairSource(stored.tokens(split), spans[:, fit], file, fit, f"{self.name} ({split})")
-        if self.by_length:  # of the target, and among equal ones of the source
-            items.lengths = (target * (source.max() + 1) + source)[fit]
+        if self.by_length:  # in bands of three of the source's lengths the target's go up and down: both differ little
+            band = source // 3
+            items.lengths = (band * (2 * target.max() + 1) + torch.where(band % 2 == 0, target, -target))[fit]
         left_out = {f"longer_than_{name}": int(too.sum()) for name, too in long.items()}
         return items, {"count": len(fit), **stored.meta["splits"][split], **left_out}
 
