@@ -89,14 +89,18 @@ class Pairs(Text):
 
     Args:
         vocab_size: tokens of the vocabulary of both sides, special ones included; asserted.
-        path, tokenizer, vocabulary: see `genlab.data.text.Text`.
-        source, target: languages (suffixes of files of lines), or names of fields of records.
+        path: a folder or a file; None: the standard set of this name, fetched at first use.
+        source: a language (the suffix of files of lines), or a field of records.
+        target: likewise.
         group: field of the records of one file: one group falls in one split.
         test: the test files' name without suffix.
+        tokenizer: see `genlab.data.vocabulary`; trained on both sides of train.
+        vocabulary: of a pretrained model, see `genlab.data.text.Text`.
         max_source: tokens of a source at most.
         max_target: tokens of a target at most, the end of text included.
         empty: "refuse": a pair with an empty side is an error; "drop": it is left out and counted.
-        val_fraction, test_fraction: of the groups, or of the sources, of one file.
+        val_fraction: of the groups, or of the sources, of one file.
+        test_fraction: likewise.
         by_length: training batches are of pairs of like length, so that little is padding.
 
     Raises:
