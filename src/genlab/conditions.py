@@ -87,6 +87,10 @@ class Condition(ABC):
         """
         return Draw(self.default(torch.arange(n), model), {self.name: "defaults of seeds 0 to n - 1"})
 
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        """What gives items that are drawn for it references, for a message; None: they have them; "": nothing does."""
+        return ""
+
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         """Rows -> what a person reads, one an item: numbers or strings."""
         return rows.tolist()
@@ -201,10 +205,16 @@ class Prompt(TextCondition):
             {"max_new_tokens": tokens.shape[1] - length},
         )
 
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        return None if protocol.prompt else (
+            "set evaluation.prompt to the number of tokens of a real text that the model goes on from, whose rest is "
+            "the reference"
+        )  # fmt: skip
+
 
 class PairCondition(TextCondition):
     """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name
-    (int64 [B, L], -1 after the end), and the item's second half, if there is one, under "references" (strings)."""
+    (int64 [B, L], -1 after the end); second halves, if there are any, are the source's `references`."""
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         split = protocol.reference_split
@@ -214,9 +224,12 @@ class PairCondition(TextCondition):
             raise ConfigError(f"evaluation: {data.manifest.name} has no {self.name}, which the model is told")
         rows = batch[self.name].cpu()
         facts = {"data": data.manifest.name, "sha256": data.manifest.identity(split), self.name: f"of {split}"}
-        references = batch.get("references")
-        return Draw(rows, facts, [list(several) for several in references] if references else None,
-                    self.shown(rows, model))  # fmt: skip
+        return Draw(rows, facts, source.references(ids), self.shown(rows, model))
+
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        source, _ = _items_of(data, protocol.reference_split, 1)
+        has = source.references(torch.zeros(1, dtype=torch.int64)) is not None
+        return None if has else f"{data.manifest.name} has none; take data of pairs, such as data=pairs"
 
 
 @dataclass(frozen=True)

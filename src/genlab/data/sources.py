@@ -48,6 +48,10 @@ class Source(ABC):
         """Tokens of each item that a loss counts, int64 [B]; None where all items have as many (or are no text)."""
         return None
 
+    def references(self, ids: Tensor) -> list[list[str]] | None:
+        """The right answers of items, ids int64 [B], as they stand in the file; None where there are none."""
+        return None
+
     @property
     def nbytes(self) -> int | None:
         """Size of the storage if it can be moved to a device, else None (items are read or decoded when asked for)."""
