@@ -192,15 +192,15 @@ def test_all_pairs_of_a_split_and_their_bleu_from_the_table(tmp_path: Path) -> N
 def test_some_pairs_and_several_references(tmp_path: Path) -> None:
     class Several(Pairs):
         def references(self, ids: Tensor) -> list[list[str]]:
-            return [[RIGHT[i], SOURCES[i]] for i in ids.tolist()]
+            return [[RIGHT[i], SOURCES[i].partition(" . Er")[0]] for i in ids.tolist()]
 
     protocol = shipped("summarisation_test", "evaluation.n=3", "evaluation.reference_split=val")
     record = evaluate(translator(), data_of(Several()), protocol, table=tmp_path / "table", progress=False)
     assert record["name"] == "summarisation_3_val.proxy"
-    assert record["values"]["lead_rougeL_3_val.proxy"] == 1, "the source is one of the references"
+    assert record["values"]["lead_rougeL_3_val.proxy"] == 1, "the lead is one of the references"
     columns, rows = table_columns(tmp_path / "table")
     assert columns == ["number", "source", "generated", "references"]
-    assert rows[0][3].split("\n")[1] in SOURCES
+    assert rows[0][1].startswith(rows[0][3].split("\n")[1])
     assert "nrefs:2" in record["signatures"]["rouge1"]
 
 
