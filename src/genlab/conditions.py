@@ -91,6 +91,10 @@ class Condition(ABC):
         """What gives items that are drawn for it references, for a message; None: they have them; "": nothing does."""
         return ""
 
+    def example(self, n: int, data: Any) -> Tensor | None:
+        """Rows of n items to look at while a model trains, where seeds have no default; None: there are none."""
+        return None
+
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         """Rows -> what a person reads, one an item: numbers or strings."""
         return rows.tolist()
@@ -154,12 +158,14 @@ def class_labels(classes: int | None) -> tuple[Label, ...]:
 class TextCondition(Condition):
     """A text as token ids of the model's tokenizer, int64 [B, longest], -1 after the end of a shorter one."""
 
+    special: ClassVar[bool] = True  # whether special tokens that are written in it are tokens, or text
+
     def rows(self, values: Sequence[Any], model: Any) -> Tensor:
         return padded([self._ids(str(value), model) for value in values])
 
     def _ids(self, text: str, model: Any) -> list[int]:
         try:
-            ids = encode(model.tokenizer, text)
+            ids = encode(model.tokenizer, text, self.special)
         except DataError as error:
             raise ConfigError(f"condition.{self.name}: {error}") from None
         if not ids:
@@ -214,7 +220,9 @@ class Prompt(TextCondition):
 
 class PairCondition(TextCondition):
     """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name
-    (int64 [B, L], -1 after the end); second halves, if there are any, are the source's `references`."""
+    (int64 [B, L], -1 after the end); the item's second half, if there is one, is of `source.references`."""
+
+    special = False  # as the data are encoded
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         split = protocol.reference_split
@@ -230,6 +238,12 @@ class PairCondition(TextCondition):
         source, _ = _items_of(data, protocol.reference_split, 1)
         has = source.references(torch.zeros(1, dtype=torch.int64)) is not None
         return None if has else f"{data.manifest.name} has none; take data of pairs, such as data=pairs"
+
+    def example(self, n: int, data: Any) -> Tensor:
+        """The first of val."""
+        source = data.source("val")
+        ids = torch.arange(n) % len(source)
+        return source.batch(ids, torch.zeros_like(ids))[self.name].cpu()
 
 
 @dataclass(frozen=True)

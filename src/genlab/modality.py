@@ -175,7 +175,10 @@ class Text(Modality):
             return path.read_bytes().decode()
 
     def show(self, stem: Path, data: list[str], columns: int, meta: Meta, captions: Sequence[str] = ()) -> Path:
-        write_bytes(path := _with(stem, ".txt"), f"{self.text(data)}\n".encode())
+        told = captions or [""] * len(data)
+        # A prompt is part of its text, a source is not.
+        whole = [b if b.startswith(a.partition(" ")[2]) else f"{a}\n{b}" for a, b in zip(told, data, strict=True)]
+        write_bytes(path := _with(stem, ".txt"), f"{self.text(whole)}\n".encode())
         return path
 
     def text(self, data: list[str]) -> str:

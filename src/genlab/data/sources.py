@@ -36,6 +36,7 @@ class Source(ABC):
 
     origin: str = "the data"  # what error messages call it: a path
     rows: int | None = None  # items i, i + rows, i + 2 rows ... follow one another: never shuffled; a batch is all rows
+    lengths: Tensor | None = None  # int64 [N]: training batches are of items that are alike in it
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_grid, save_map
+from genlab.drawing import save_attention, save_grid, save_map
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import to_uint8
@@ -41,6 +41,16 @@ class Encodes(Protocol):
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, *latent_shape]: one latent an image, without noise."""
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """A capability of a model: where it looks in a source while it writes a target."""
+
+    tokenizer: Any
+
+    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
+        """Of each pair the weights, float [T, S], and the token ids of their rows and columns."""
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -73,7 +83,7 @@ class Panels:
         self.model.eval()
         try:
             with torch.no_grad():
-                for name in ("reconstructions", "interpolation", "traversal", "classes", "map"):
+                for name in ("reconstructions", "interpolation", "traversal", "classes", "map", "attention"):
                     path = folder / f"{name}.png"
                     if getattr(self, name)(path):
                         drawn[name] = path
@@ -149,6 +159,18 @@ class Panels:
         images = self._images(z, self._label(None, len(z)))
         points, labels, encoded = self._latents(POINTS)
         save_map(path, images, SIDE, points.cpu() if encoded else None, None if labels is None else labels.cpu())
+        return True
+
+    def attention(self, path: Path, pairs: int = 3) -> bool:
+        """From the words of real targets to those of their sources."""
+        if self.data is None or not isinstance(self.model, Attends):
+            return False
+        words = self.model.tokenizer
+        maps = [
+            (weights, *([words.decode([i], skip_special_tokens=False) for i in ids] for ids in (rows, columns)))
+            for weights, rows, columns in self.model.attention(self.batch(pairs))
+        ]
+        save_attention(path, maps)
         return True
 
     # ----
