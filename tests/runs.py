@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -48,6 +49,11 @@ SMALL = {
     "model=masked_diffusion": _TRANSFORMER,
     "model=mlm": _TRANSFORMER,
     "model=lstm": ("model.network.embedding=16", "model.network.width=32"),
+    "model=seq2seq": (
+        "model.network.config.d_model=32",
+        "model.network.config.encoder_ffn_dim=32",
+        "model.network.config.decoder_ffn_dim=32",
+    ),
     "model=text_gan": (
         "model.generator.embedding=8",
         "model.generator.width=16",
@@ -80,6 +86,15 @@ def make_text(path: Path, characters: int = 65, count: int = 4000) -> Path:
     return path
 
 
+def make_pairs(path: Path, count: int = 60) -> Path:
+    """Pairs of 2 to 9 letters: the source in small ones, the target in capitals, of "abcdefgh" (18 tokens with two)."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 2 + i % 8)) for i in range(count)]
+    rows = [json.dumps({"source": word, "target": word.upper()}) for word in ["abcdefgh", *words]]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml as train.py would have it, checked, debug overlay applied."""
     GlobalHydra.instance().clear()
@@ -106,6 +121,10 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
             f"data.shape={list(data.shape)}",
             f"data.num_classes={'null' if data.num_classes is None else data.num_classes}",
         ]
+    if "max_source" in data:
+        path = make_pairs(folder / "pairs.jsonl")
+        return ["data=pairs", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
+                "data.val_fraction=0.3", "data.test_fraction=0.1"]  # fmt: skip
     pretrained = config.model.get("network", {}).get("path")
     size = 65 if pretrained is not None else min(data.vocab_size, 200)
     path = make_text(folder / "text.txt", size)
