@@ -172,7 +172,7 @@ def test_all_pairs_of_a_split_and_their_bleu_from_the_table(tmp_path: Path) -> N
     values = record["values"]
     assert {"bleu_test", "chrf_test", "length_ratio_test", "bleu_source_to_10_test"} <= values.keys()
     assert values["torchmetrics_sacrebleu_test"] == pytest.approx(values["bleu_test"] / 100, abs=1e-6)
-    assert values["torchmetrics_chrf_test"] == pytest.approx(values["chrf_test"] / 100, abs=1e-6)
+    assert values["torchmetrics_chrf_test"] == pytest.approx(values["chrf_test"] / 100, abs=1e-4)
     assert 0 < values["torchmetrics_bleu_test"] < 1
 
     rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text(encoding="utf-8").splitlines()]

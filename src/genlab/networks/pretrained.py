@@ -55,8 +55,8 @@ def _network(path: str, vocab_size: int | None, kind: Any) -> Any:
     where = f"model.network.path={path}"
     if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"{where}: no folder with a config.json; name what save_pretrained has written, or fetch one: "
-            "python scripts/fetch_data.py smollm2"
+            f"{where}: no folder with a config.json; name what save_pretrained has written, or (a causal model) fetch "
+            "one: python scripts/fetch_data.py smollm2"
         )
     network: Any = load_folder(folder, kind, where)
     rows = network.get_input_embeddings().weight.shape[0]
