@@ -54,6 +54,7 @@ SMALL = {
         "model.network.config.d_model=32",
         "model.network.config.encoder_ffn_dim=32",
         "model.network.config.decoder_ffn_dim=32",
+        "model.network.config.dropout=0.0",
     ),
     "model=text_gan": (
         "model.generator.embedding=8",

@@ -68,7 +68,7 @@ class Seq2Seq(LanguageModel):
     # ---- the network
 
     def framed(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Sources, int64 [B, S], with what is put around them, as the encoder reads them, and their mask: int64 [B, S'].
+        """What the encoder reads of sources, int64 [B, S], with what is put around them, and the mask; int64 [B, S'].
 
         Raises:
             ConfigError: one is beyond the context.
@@ -94,17 +94,17 @@ class Seq2Seq(LanguageModel):
         template = self.tokenizer.encode("").ids or [self.end]
         return [*template[:-1], *encode(self.tokenizer, self.prefix), template[-1]]
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the network reads of a batch to predict its labels, each from those before it."""
         ids, mask = self.framed(batch["source"])
         labels = batch["labels"]
         before = torch.cat([labels.new_full((len(labels), 1), self.begin), labels[:, :-1]], 1)
         before = before.masked_fill(before == IGNORED, self.pad)  # after a row's end nothing is predicted
-        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": before, "use_cache": False}
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": before}
 
     def _log_p(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities of all tokens in the place of each label, float32 [B, T, V]."""
-        return self.network(**self._inputs(batch)).logits.float().log_softmax(2)
+        return self.network(**self.inputs(batch), use_cache=False).logits.float().log_softmax(2)
 
     # ---- training
 
@@ -150,11 +150,11 @@ class Seq2Seq(LanguageModel):
     def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
         """Weights of the last layer, the mean over the heads, see genlab.evaluation.latents.Attends. A row is what the
         decoder looks at when it predicts that token."""
-        inputs, labels = self._inputs(batch), batch["labels"]
+        inputs, labels = self.inputs(batch), batch["labels"]
         attention = self.network.config._attn_implementation
         self.network.set_attn_implementation("eager")  # the only one that gives weights
         try:
-            weights = self.network(**inputs, output_attentions=True).cross_attentions[-1].mean(1)
+            weights = self.network(**inputs, use_cache=False, output_attentions=True).cross_attentions[-1].mean(1)
         finally:
             self.network.set_attn_implementation(attention)
         rows, columns = (labels != IGNORED).sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
