@@ -28,6 +28,7 @@ from processes import as_a_process, server, together
 from genlab.cli.check import check
 from genlab.cli.ranks import free_port, worker_environment
 from genlab.cli.train import open_run, with_debug
+from genlab.data.vocabulary import END, PAD, train_tokenizer
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
 from genlab.runs.metrics import read_rows
@@ -124,8 +125,10 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
         ]
     if "max_source" in data:
         path = make_pairs(folder / "pairs.jsonl")
+        own = config.model.network.get("path") is not None
         return ["data=pairs", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
-                "data.val_fraction=0.3", "data.test_fraction=0.1"]  # fmt: skip
+                "data.val_fraction=0.3", "data.test_fraction=0.1",
+                *([f"model.network.path={make_pretrained_pairs(folder / 'pretrained')}"] if own else [])]  # fmt: skip
     pretrained = config.model.get("network", {}).get("path")
     size = 65 if pretrained is not None else min(data.vocab_size, 200)
     path = make_text(folder / "text.txt", size)
@@ -147,6 +150,18 @@ def make_pretrained(folder: Path, vocab_size: int) -> Path:
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                         bos_token_id=None, eos_token_id=None)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_pretrained_pairs(folder: Path) -> Path:
+    """The same of a small T5 with the vocabulary of `make_pairs`."""
+    from transformers.models.t5 import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=18, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0,
+                      eos_token_id=0, pad_token_id=1, decoder_start_token_id=1)  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    train_tokenizer("characters", 18, [], "abcdefghABCDEFGH", [END, PAD]).save(str(folder / "tokenizer.json"))
     return folder
 
 
