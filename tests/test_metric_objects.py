@@ -323,7 +323,7 @@ def test_what_the_model_or_the_data_cannot_give_is_refused(cache: Path) -> None:
     for metrics, options, words in (
         ({"fid": FID()}, {"reference_split": "folder"}, "painted has only train, val, test"),
         ({"wer": WordErrorRate()}, {}, "judges text, the model makes image"),
-        ({"fid": FID()}, {"judged": "reconstructions"}, "Painter cannot reconstruct; take samples"),
+        ({"fid": FID()}, {"judged": "reconstructions"}, "Painter cannot reconstruct images; take samples"),
     ):
         with pytest.raises(ConfigError, match=words):
             Protocol(metrics=metrics, n=40, **options).check(model, data, "image")

@@ -71,8 +71,8 @@ class VAE(GenerativeModel):
 
     # ---- training
 
-    def posterior(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """mu and logvar of q(z | x), float32 [B, latent_dim] each."""
+    def _posterior(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z | x) of images as the likelihood observes them."""
         mu, logvar = self.encoder(x, label).float().chunk(2, 1)
         return mu, logvar
 
@@ -80,7 +80,7 @@ class VAE(GenerativeModel):
         """The bound's terms in nats an item; in validation also neg_elbo, the bound itself whatever is weighted."""
         keys, label = self.keys(batch), batch["label"] if self.conditions else None
         x = self.likelihood.observe(batch["image"], keys)
-        mu, logvar = self.posterior(x, label)
+        mu, logvar = self._posterior(x, label)
         if self.importance_samples > 1 and not (self.training and self.samples_seen < self.importance_start):
             log_weights = self._log_weights(x, mu, logvar, label, keys, 0, self.importance_samples)
             bound = elbo.importance_bound(log_weights).mean()
@@ -129,10 +129,14 @@ class VAE(GenerativeModel):
         """z [B, latent_dim] -> the likelihood's mean, [B, C, H, W] in [-1, 1]."""
         return self.likelihood.mean(self.decoder(z, label))
 
+    def posterior(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z | x), float32 [B, latent_dim] each."""
+        x = self.likelihood.observe(batch["image"], batch["id"])
+        return self._posterior(x, batch["label"] if self.conditions else None)
+
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The posterior's mean, [B, latent_dim]."""
-        x = self.likelihood.observe(batch["image"], batch["id"])
-        return self.posterior(x, batch["label"] if self.conditions else None)[0]
+        return self.posterior(batch)[0]
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the model was shown, and its decoding of the posterior's mean; [B, C, H, W] in [-1, 1] each."""
@@ -143,7 +147,7 @@ class VAE(GenerativeModel):
         """-ELBO from one draw of z, keyed by the id, and its two terms in nats; float64 [B] each."""
         keys, label = batch["id"], batch["label"] if self.conditions else None
         x = self.likelihood.observe(batch["image"], keys)
-        mu, logvar = self.posterior(x, label)
+        mu, logvar = self._posterior(x, label)
         reconstruction = -self.likelihood.log_prob(self.decoder(self._draw(mu, logvar, keys, 0), label), x).double()
         kl = elbo.gaussian_kl(mu, logvar).double().sum(1)
         return self._named("neg_elbo", reconstruction + kl) | {"reconstruction": reconstruction, "kl": kl}
@@ -156,7 +160,7 @@ class VAE(GenerativeModel):
         """
         keys, label = batch["id"], batch["label"] if self.conditions else None
         x = self.likelihood.observe(batch["image"], keys)
-        mu, logvar = self.posterior(x, label)
+        mu, logvar = self._posterior(x, label)
         log_weights = [
             self._log_weights(x, mu, logvar, label, keys, first, min(part, draws - first)).double()
             for first in range(0, draws, part)

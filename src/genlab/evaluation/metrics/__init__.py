@@ -23,6 +23,7 @@ from genlab.evaluation.metrics.generated import (
 )
 from genlab.evaluation.metrics.given import (
     ImportanceWeightedNLL,
+    LatentUsage,
     Reconstruction,
     TextBound,
     TextLikelihood,
@@ -32,7 +33,7 @@ from genlab.evaluation.metrics.given import (
 
 __all__ = [
     "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",
-    "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "Measured", "Metric", "NearestNeighbours", "NotApplicable",
-    "PrecisionRecall", "Reconstruction", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
+    "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours",
+    "NotApplicable", "PrecisionRecall", "Reconstruction", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
     "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip

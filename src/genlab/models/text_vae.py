@@ -1,0 +1,236 @@
+"""Variational autoencoders of texts (Bowman et al. 2016, arXiv 1511.06349): p(x | z) is a language model told z."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab import noise
+from genlab.data.vocabulary import END
+from genlab.data.windows import IGNORED
+from genlab.decoding.reading import ENDED
+from genlab.decoding.tokens import TokenSampler
+from genlab.errors import ConfigError
+from genlab.models.language import LanguageModel
+from genlab.noise import Stream
+from genlab.objectives import elbo
+
+Samples = Annotated[int, "ge 0"]
+
+
+class TextVAE(LanguageModel):
+    """An encoder that gives q(z | x) = N(mu, sigma), a causal decoder that gives p(x | z), and the prior N(0, 1).
+
+    x are the tokens that labels name, the end of the text among them; all terms are nats a text. A decoder that can do
+    without z lets the KL go to 0 ("posterior collapse"). Against it, in any combination: a rising weight of the KL,
+    free bits, word dropout, an autoencoder phase, after which the decoder begins anew and the KL's weight rises (Li et
+    al. 2019, arXiv 1909.00868), and a first phase in which the encoder moves more often than the decoder (He et al.
+    2019, arXiv 1901.05534, whose inner loop has a length of its own; here it is `aggressive_every` - 1).
+
+    Args:
+        encoder: (tokens int64 [B, T], inside bool [B, T]) -> mu and logvar in one, [B, 2 latent_dim].
+        decoder: (tokens, z, cache, kept, use_cache) -> (logits [B, T, V], cache): genlab.networks.text_vae.
+        latent_dim: dimensions of z.
+        block_size: T, tokens of the longest text.
+        kl_weight: weight of the KL by samples since the autoencoder phase.
+        free_bits: nats a latent dimension that cost as if they were used (see `elbo.free_bits`).
+        word_dropout: share of input tokens, the first excepted, that the decoder does not see in training.
+        autoencoder_samples: samples of the autoencoder phase, whose KL has weight 0; 0: there is none.
+        reset_decoder: whether the decoder goes back to its initial weights after that phase.
+        aggressive_samples: samples of the phase in which the decoder moves at each `aggressive_every`-th update only.
+        aggressive_every: see there.
+        start: text that a text begins with: what stands before its first token.
+        chunk_size: rows that are sampled at a time (see GenerativeModel).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: Annotated[int, "gt 0"],
+        block_size: Annotated[int, "gt 0"],
+        kl_weight: elbo.KLWeight | None = None,
+        free_bits: Annotated[float, "ge 0"] = 0.0,
+        word_dropout: Annotated[float, "ge 0, lt 1"] = 0.0,
+        autoencoder_samples: Samples = 0,
+        reset_decoder: bool = False,
+        aggressive_samples: Samples = 0,
+        aggressive_every: Annotated[int, "gt 0"] = 10,
+        start: str = END,
+        chunk_size: int = 16,
+    ) -> None:
+        super().__init__()
+        if reset_decoder and not autoencoder_samples:
+            raise ConfigError("model.reset_decoder=true: it is reset after model.autoencoder_samples, which is 0")
+        self.encoder, self.decoder, self.latent_dim, self.latent_shape = encoder, decoder, latent_dim, (latent_dim,)
+        self.block_size, self.context = block_size, None if getattr(decoder, "recurrent", False) else block_size
+        self.kl_weight = kl_weight or elbo.KLWeight()
+        self.free_bits, self.word_dropout = free_bits, word_dropout
+        self.autoencoder_samples, self.reset_decoder = autoencoder_samples, reset_decoder
+        self.aggressive_samples, self.aggressive_every = aggressive_samples, aggressive_every
+        self.start, self.chunk_size = start, chunk_size
+        # Not part of the state: a resumed run builds the same from the run's seed.
+        self._initial = {k: v.clone() for k, v in decoder.state_dict().items()} if reset_decoder else {}
+
+    # ---- training
+
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The bound's terms in nats a text, means over the batch; in validation also neg_elbo, the bound whatever is
+        weighted, and nats_per_token, its share of a token of the batch."""
+        keys, (inputs, labels, _) = self.keys(batch), _trimmed(batch)
+        mu, logvar = self.posterior(batch)
+        kept = None
+        if self.training and self.word_dropout:
+            kept = (noise.uniform(keys, (Stream.LOSS, 0), inputs.shape[1:]) >= self.word_dropout).float()
+            kept[:, 0] = 1
+        reconstruction = self._nll(inputs, labels, self._draw(mu, logvar, keys, 0), kept).mean()
+        each = elbo.gaussian_kl(mu, logvar)
+        kl = each.sum(1).mean()
+        weight = self._weight() if self.training else 1.0
+        report = {"loss": reconstruction + weight * elbo.free_bits(each, self.free_bits)}
+        report |= {"reconstruction": reconstruction, "kl": kl}
+        if not self.training:
+            bound = reconstruction + kl
+            report |= {"neg_elbo": bound, "nats_per_token": bound * len(labels) / (labels != IGNORED).sum()}
+        return report
+
+    def _weight(self) -> float:
+        """The KL's weight in this optimizer step."""
+        since = self._step_samples() - self.autoencoder_samples
+        return 0.0 if since < 0 else self.kl_weight(since)
+
+    def _step_samples(self) -> int:
+        """Samples seen before this optimizer step, the same in all of its micro-batches."""
+        return self.samples_seen - (self.samples_seen % self.plan.batch_size if self.plan else 0)
+
+    def _nll(self, inputs: Tensor, labels: Tensor, z: Tensor, kept: Tensor | None = None) -> Tensor:
+        """-log p(x | z), [B]."""
+        logits = self.decoder(inputs, z, kept=kept)[0]
+        return F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none").sum(1)
+
+    def _draw(self, mu: Tensor, logvar: Tensor, keys: Tensor, j: int) -> Tensor:
+        """The j-th draw of q(z | x)."""
+        return mu + (0.5 * logvar).exp() * noise.normal(keys, (Stream.POSTERIOR, j), (self.latent_dim,))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Resets the decoder at the first step after the autoencoder phase, with the optimizer's state of it. In each
+        micro-batch of that step, which changes nothing: its weights are still the initial ones."""
+        after = self._step_samples() - self.autoencoder_samples
+        if self.reset_decoder and 0 <= after < self._plan.batch_size:
+            self.decoder.load_state_dict(self._initial)
+            for optimizer in self.all_optimizers():
+                for parameter in self.decoder.parameters():
+                    optimizer.state.pop(parameter, None)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Keeps the decoder as it is in the steps that are the encoder's alone: without a gradient nothing moves it."""
+        aggressive = self._step_samples() < self.aggressive_samples
+        if aggressive and (self.updates + 1) % self.aggressive_every:
+            for parameter in self.decoder.parameters():
+                parameter.grad = None
+        super().on_before_optimizer_step(optimizer)
+
+    # ---- generation
+
+    def reader(self, seeds: Tensor) -> LatentReader:
+        """The decoder at z from the prior, a function of each seed."""
+        return LatentReader(self, noise.normal(seeds, Stream.INITIAL, (self.latent_dim,)))
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """z [B, latent_dim] -> the likeliest token at each step, int64 [B, T], -1 after the end of a row."""
+        ends = [END] if self.tokenizer.token_to_id(END) is not None else []
+        greedy, seeds = TokenSampler(self.block_size, temperature=0.0, stop=ends), torch.zeros_like(z[:, 0]).long()
+        return greedy.decode(LatentReader(self, z), self.begin(seeds), seeds).tokens
+
+    # ---- capabilities
+
+    def posterior(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z | x), float32 [B, latent_dim] each."""
+        _, labels, inside = _trimmed(batch)
+        mu, logvar = self.encoder(labels.clamp(min=0), inside).float().chunk(2, 1)
+        return mu, logvar
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The posterior's mean, [B, latent_dim]."""
+        return self.posterior(batch)[0]
+
+    def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the model was shown, and the greedy decoding of the posterior's mean: int64 [B, T] each, -1 after the
+        end of a row."""
+        labels = batch["labels"]
+        return labels.masked_fill(labels == IGNORED, ENDED), self.decode(self.encode(batch))
+
+    def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
+        """-ELBO from one draw of z, keyed by the id, and its two terms in nats, float64 [B] each; tokens, int64 [B]."""
+        inputs, labels, inside = _trimmed(batch)
+        mu, logvar = self.posterior(batch)
+        reconstruction = self._nll(inputs, labels, self._draw(mu, logvar, batch["id"], 0)).double()
+        kl = elbo.gaussian_kl(mu, logvar).double().sum(1)
+        return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl, "tokens": inside.sum(1)}
+
+    def importance_nll(self, batch: Mapping[str, Tensor], draws: int, rows: int = 512) -> dict[str, Tensor]:
+        """-log p(x) estimated from `draws` importance samples, an upper bound in expectation (arXiv 1509.00519, eq. 8),
+        in nats, float64 [B]; tokens, int64 [B].
+
+        Args:
+            rows: texts, with a z each, that the decoder reads at a time, at least.
+        """
+        inputs, labels, inside = _trimmed(batch)
+        mu, logvar = self.posterior(batch)
+        zero, log_weights = torch.zeros((), device=mu.device), []
+        for first in range(0, draws, part := -(-rows // len(labels))):
+            z = torch.stack([self._draw(mu, logvar, batch["id"], j) for j in range(first, min(draws, first + part))])
+            ratio = (elbo.gaussian_log_prob(z, zero, zero) - elbo.gaussian_log_prob(z, mu, logvar)).double().sum(2)
+            nll = self._nll(inputs.repeat(len(z), 1), labels.repeat(len(z), 1), z.flatten(0, 1)).double()
+            log_weights.append(ratio - nll.view(len(z), -1))
+        return {"nll": -elbo.importance_bound(torch.cat(log_weights)), "tokens": inside.sum(1)}
+
+
+@dataclass(frozen=True)
+class LatentReader:
+    """A decoder at given latents, as a genlab.decoding.reading.Reader; its state is (z, cache).
+
+    Attributes:
+        z: float [B, latent_dim], one a row; of a search of k beams each is that of k rows in turn.
+    """
+
+    model: TextVAE
+    z: Tensor
+
+    @property
+    def context(self) -> int | None:
+        return self.model.context
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @property
+    def end(self) -> int | None:
+        return self.model.tokenizer.token_to_id(END)
+
+    def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        z, cache = state or (self.z.repeat_interleave(len(tokens) // len(self.z), 0), None)
+        logits, cache = self.model.decoder(tokens, z, cache, use_cache=True)
+        return logits[:, -1], (z, cache)
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        z, cache = state
+        cache.reorder_cache(rows)  # in place
+        return z[rows], cache
+
+    def to_data(self, tokens: Tensor) -> list[str]:
+        """Texts, which judges of best-of-n read."""
+        return self.model.to_data(tokens)
+
+
+def _trimmed(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, labels and where labels count, [B, T] each, without the columns in which none does."""
+    inside = batch["labels"] != IGNORED
+    longest = int(inside.any(0).nonzero().max()) + 1
+    return batch["input_ids"][:, :longest], batch["labels"][:, :longest], inside[:, :longest]
