@@ -341,7 +341,7 @@ def test_refused_before_training(tmp_path: Path) -> None:
 
     run = new_run(small_run("model=ddpm", tmp_path, "evaluation=rfid_10k_test", "evaluation.extractor=mnist-cnn"))
     assert work(run) == 2
-    assert "DiffusionModel cannot reconstruct; take samples" in log(run)
+    assert "DiffusionModel cannot reconstruct images; take samples" in log(run)
     assert not rows(run)
 
 

@@ -25,7 +25,7 @@ from genlab.decoding.reading import ENDED
 from genlab.decoding.tokens import TokenSampler
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate
-from genlab.evaluation.metrics import FID, ImportanceWeightedNLL, Items, LatentUsage, VariationalNLL
+from genlab.evaluation.metrics import ImportanceWeightedNLL, Items, LatentUsage, TextCopying, VariationalNLL
 from genlab.models.autoregressive import AutoregressiveModel
 from genlab.models.schedule import Schedule
 from genlab.models.text_vae import TextVAE
@@ -75,7 +75,7 @@ def texts(*rows: str, length: int = 6) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor(inputs), "labels": torch.tensor(labels), "id": keys, "position": keys}
 
 
-def quadrature(points: int = 400, reach: float = 6.0) -> tuple[Tensor, Tensor]:
+def quadrature(points: int = 200, reach: float = 6.0) -> tuple[Tensor, Tensor]:
     """z [n, 1] and the prior's mass of each."""
     z = torch.linspace(-reach, reach, points, dtype=torch.float64)
     density = torch.exp(-0.5 * z.square())
@@ -95,20 +95,20 @@ def test_bound_and_importance_nll_equal_integrals_over_the_latent(kind: str) -> 
         whole["labels"].append([first, second])
     batch = {key: torch.tensor(rows) for key, rows in whole.items()} | {"id": torch.arange(25)}
     with torch.no_grad():
-        nll = torch.stack([model._nll(*(batch[k][i : i + 1].expand(400, -1) for k in whole), z) for i in range(25)])
+        nll = torch.stack([model._nll(*(batch[k][i : i + 1].expand(len(z), -1) for k in whole), z) for i in range(25)])
         exact = -(prior.log() - nll.double()).logsumexp(1)
         assert (-exact).exp().sum().item() == pytest.approx(1, abs=1e-5)
-        estimate = model.importance_nll(batch, 4000, rows=20000)
+        estimate = model.importance_nll(batch, 2000, rows=10000)
         assert estimate["tokens"].tolist() == [2] * 25
         torch.testing.assert_close(estimate["nll"], exact, atol=0.03, rtol=0)
         mu, logvar = model.posterior(batch)
         q = (-0.5 * (z.T.double() - mu).square() * (-logvar).exp()).softmax(1)
         bound = (q * nll).sum(1) + elbo.gaussian_kl(mu, logvar).sum(1)
         draws = torch.stack([model._nll(batch["input_ids"], batch["labels"], model._draw(mu, logvar, batch["id"], j))
-                             for j in range(400)]).double()  # fmt: skip
+                             for j in range(100)]).double()  # fmt: skip
         found = model.variational_bound(batch)
         mean = found["neg_elbo"] - found["reconstruction"] + draws.mean(0)
-        torch.testing.assert_close(mean, bound.double(), atol=4 * float(draws.std(0).max()) / 20, rtol=0)
+        torch.testing.assert_close(mean, bound.double(), atol=4 * float(draws.std(0).max()) / 10, rtol=0)
         assert (bound > exact - 1e-4).all()
         torch.testing.assert_close(found["reconstruction"], draws[0])
 
@@ -328,7 +328,7 @@ def captions(folder: Path) -> list[str]:
     lines = [json.dumps({"text": f"a {colour} {who} {verb}"}) for colour, who, verb in product(*parts)]
     (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
     return ["data=jsonl", f"data.path={folder / 'texts.jsonl'}", "data.documents=single", "data.windows=epoch",
-            "data.block_size=24", "data.tokenizer=characters", "data.vocab_size=18", "data.limit_val=null",
+            "data.block_size=32", "data.tokenizer=characters", "data.vocab_size=18", "data.limit_val=null",
             "data.prepare.near_duplicates=ignore", "data.prepare.val_fraction=0.25"]  # fmt: skip
 
 
@@ -366,4 +366,4 @@ def test_a_run_on_sentences_writes_pages_and_values_a_token(tmp_path: Path) -> N
     assert tokens == pytest.approx(sum(len(text) + 1 for text in texts) / len(texts))
     assert values(LatentUsage(4)).keys() == {"kl_test", "active_units_test", "mutual_information_test"}
     with pytest.raises(ConfigError, match="TextVAE cannot reconstruct images"):
-        evaluate(loaded.model, loaded.data(), Protocol(metrics={"fid": FID()}, n=4, judged="reconstructions"))
+        evaluate(loaded.model, loaded.data(), Protocol(metrics={"c": TextCopying()}, n=4, judged="reconstructions"))

@@ -203,9 +203,9 @@ class TextLikelihood(Given):
 
     A token is predicted from what stands before it in its window (of a masked model, from any part of it), so without
     overlap the first tokens of a window have little context. Gives nats_per_token; perplexity = exp(nats_per_token);
-    of the text, whatever its vocabulary: bits_per_byte, bits_per_character, and word_perplexity = exp(nats of the
-    split / words between white space) (none of the three where the data has unknown words, the last not in scripts
-    without spaces).
+    nats_per_document where each item is one; of the text, whatever its vocabulary: bits_per_byte, bits_per_character,
+    and word_perplexity = exp(nats of the split / words between white space) (none of the three where the data has
+    unknown words, the last not in scripts without spaces).
 
     Args:
         context: inputs a window; None: those of the data's own windows.
@@ -267,6 +267,7 @@ class TextLikelihood(Given):
         return {
             "windows": len(rows["sum"]),
             "of": of,
+            "documents": getattr(source, "documents", None) is not None,
             "tokens": int(rows["tokens"].sum()),
             **{f"{unit}s_per_token": units.get(unit) for unit in ("byte", "character", "word")},
             "context": longest,
@@ -278,6 +279,8 @@ class TextLikelihood(Given):
         facts = self.facts
         nats = -self.judged.data["sum"].sum().item() / max(facts["tokens"], 1)
         values = {"nats_per_token": nats, "perplexity": _exp(nats)}
+        if facts["documents"]:  # one an item
+            values["nats_per_document"] = nats * facts["tokens"] / facts["windows"]
         for unit in ("byte", "character"):
             if facts[f"{unit}s_per_token"] is not None:
                 values[f"bits_per_{unit}"] = nats / math.log(2) / facts[f"{unit}s_per_token"]
