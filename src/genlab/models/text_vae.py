@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -82,13 +81,13 @@ class TextVAE(LanguageModel):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The bound's terms in nats a text, means over the batch; in validation also neg_elbo, the bound whatever is
         weighted, and nats_per_token, its share of a token of the batch."""
-        keys, (inputs, labels, _) = self.keys(batch), _trimmed(batch)
+        keys, labels = self.keys(batch), batch["labels"]
         mu, logvar = self.posterior(batch)
         kept = None
         if self.training and self.word_dropout:
-            kept = (noise.uniform(keys, (Stream.LOSS, 0), inputs.shape[1:]) >= self.word_dropout).float()
+            kept = (noise.uniform(keys, (Stream.LOSS, 0), labels.shape[1:]) >= self.word_dropout).float()
             kept[:, 0] = 1
-        reconstruction = self._nll(inputs, labels, self._draw(mu, logvar, keys, 0), kept).mean()
+        reconstruction = self._nll(batch["input_ids"], labels, self._draw(mu, logvar, keys, 0), kept).mean()
         each = elbo.gaussian_kl(mu, logvar)
         kl = each.sum(1).mean()
         weight = self._weight() if self.training else 1.0
@@ -151,8 +150,8 @@ class TextVAE(LanguageModel):
 
     def posterior(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """mu and logvar of q(z | x), float32 [B, latent_dim] each."""
-        _, labels, inside = _trimmed(batch)
-        mu, logvar = self.encoder(labels.clamp(min=0), inside).float().chunk(2, 1)
+        labels = batch["labels"]
+        mu, logvar = self.encoder(labels.clamp(min=0), labels != IGNORED).float().chunk(2, 1)
         return mu, logvar
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -167,11 +166,11 @@ class TextVAE(LanguageModel):
 
     def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
         """-ELBO from one draw of z, keyed by the id, and its two terms in nats, float64 [B] each; tokens, int64 [B]."""
-        inputs, labels, inside = _trimmed(batch)
-        mu, logvar = self.posterior(batch)
-        reconstruction = self._nll(inputs, labels, self._draw(mu, logvar, batch["id"], 0)).double()
+        labels, (mu, logvar) = batch["labels"], self.posterior(batch)
+        reconstruction = self._nll(batch["input_ids"], labels, self._draw(mu, logvar, batch["id"], 0)).double()
         kl = elbo.gaussian_kl(mu, logvar).double().sum(1)
-        return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl, "tokens": inside.sum(1)}
+        bound = {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        return {**bound, "tokens": (labels != IGNORED).sum(1)}
 
     def importance_nll(self, batch: Mapping[str, Tensor], draws: int, rows: int = 512) -> dict[str, Tensor]:
         """-log p(x) estimated from `draws` importance samples, an upper bound in expectation (arXiv 1509.00519, eq. 8),
@@ -180,39 +179,27 @@ class TextVAE(LanguageModel):
         Args:
             rows: texts, with a z each, that the decoder reads at a time, at least.
         """
-        inputs, labels, inside = _trimmed(batch)
-        mu, logvar = self.posterior(batch)
+        inputs, labels, (mu, logvar) = batch["input_ids"], batch["labels"], self.posterior(batch)
         zero, log_weights = torch.zeros((), device=mu.device), []
         for first in range(0, draws, part := -(-rows // len(labels))):
             z = torch.stack([self._draw(mu, logvar, batch["id"], j) for j in range(first, min(draws, first + part))])
             ratio = (elbo.gaussian_log_prob(z, zero, zero) - elbo.gaussian_log_prob(z, mu, logvar)).double().sum(2)
             nll = self._nll(inputs.repeat(len(z), 1), labels.repeat(len(z), 1), z.flatten(0, 1)).double()
             log_weights.append(ratio - nll.view(len(z), -1))
-        return {"nll": -elbo.importance_bound(torch.cat(log_weights)), "tokens": inside.sum(1)}
+        return {"nll": -elbo.importance_bound(torch.cat(log_weights)), "tokens": (labels != IGNORED).sum(1)}
 
 
-@dataclass(frozen=True)
 class LatentReader:
     """A decoder at given latents, as a genlab.decoding.reading.Reader; its state is (z, cache).
 
-    Attributes:
+    Args:
+        model: whose decoder it is.
         z: float [B, latent_dim], one a row; of a search of k beams each is that of k rows in turn.
     """
 
-    model: TextVAE
-    z: Tensor
-
-    @property
-    def context(self) -> int | None:
-        return self.model.context
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
-
-    @property
-    def end(self) -> int | None:
-        return self.model.tokenizer.token_to_id(END)
+    def __init__(self, model: TextVAE, z: Tensor) -> None:
+        self.model, self.z, self.context, self.tokenizer = model, z, model.context, model.tokenizer
+        self.end: int | None = model.tokenizer.token_to_id(END)
 
     def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         z, cache = state or (self.z.repeat_interleave(len(tokens) // len(self.z), 0), None)
@@ -227,10 +214,3 @@ class LatentReader:
     def to_data(self, tokens: Tensor) -> list[str]:
         """Texts, which judges of best-of-n read."""
         return self.model.to_data(tokens)
-
-
-def _trimmed(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, labels and where labels count, [B, T] each, without the columns in which none does."""
-    inside = batch["labels"] != IGNORED
-    longest = int(inside.any(0).nonzero().max()) + 1
-    return batch["input_ids"][:, :longest], batch["labels"][:, :longest], inside[:, :longest]
