@@ -95,7 +95,7 @@ def test_bound_and_importance_nll_equal_integrals_over_the_latent(kind: str) -> 
         whole["labels"].append([first, second])
     batch = {key: torch.tensor(rows) for key, rows in whole.items()} | {"id": torch.arange(25)}
     with torch.no_grad():
-        nll = torch.stack([model._nll(*(batch[k][i : i + 1].expand(len(z), -1) for k in whole), z) for i in range(25)])
+        nll = model.nll(batch, z.repeat_interleave(25, 0)).view(len(z), 25).T
         exact = -(prior.log() - nll.double()).logsumexp(1)
         assert (-exact).exp().sum().item() == pytest.approx(1, abs=1e-5)
         estimate = model.importance_nll(batch, 2000, rows=10000)
@@ -104,8 +104,7 @@ def test_bound_and_importance_nll_equal_integrals_over_the_latent(kind: str) -> 
         mu, logvar = model.posterior(batch)
         q = (-0.5 * (z.T.double() - mu).square() * (-logvar).exp()).softmax(1)
         bound = (q * nll).sum(1) + elbo.gaussian_kl(mu, logvar).sum(1)
-        draws = torch.stack([model._nll(batch["input_ids"], batch["labels"], model._draw(mu, logvar, batch["id"], j))
-                             for j in range(100)]).double()  # fmt: skip
+        draws = model.nll(batch, model.drawn(mu, logvar, batch["id"], 0, 100).flatten(0, 1)).view(100, 25).double()
         found = model.variational_bound(batch)
         mean = found["neg_elbo"] - found["reconstruction"] + draws.mean(0)
         torch.testing.assert_close(mean, bound.double(), atol=4 * float(draws.std(0).max()) / 10, rtol=0)

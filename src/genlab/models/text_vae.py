@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -16,13 +15,14 @@ from genlab.decoding.reading import ENDED
 from genlab.decoding.tokens import TokenSampler
 from genlab.errors import ConfigError
 from genlab.models.language import LanguageModel
+from genlab.models.latent import Batch, GaussianLatents
 from genlab.noise import Stream
 from genlab.objectives import elbo
 
 Samples = Annotated[int, "ge 0"]
 
 
-class TextVAE(LanguageModel):
+class TextVAE(LanguageModel, GaussianLatents):
     """An encoder that gives q(z | x) = N(mu, sigma), a causal decoder that gives p(x | z), and the prior N(0, 1).
 
     x are the tokens that labels name, the end of the text among them; all terms are nats a text. A decoder that can do
@@ -78,43 +78,45 @@ class TextVAE(LanguageModel):
 
     # ---- training
 
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The bound's terms in nats a text, means over the batch; in validation also neg_elbo, the bound whatever is
         weighted, and nats_per_token, its share of a token of the batch."""
         keys, labels = self.keys(batch), batch["labels"]
-        mu, logvar = self.posterior(batch)
+        mu, logvar = self.encoded(batch)
         kept = None
         if self.training and self.word_dropout:
             kept = (noise.uniform(keys, (Stream.LOSS, 0), labels.shape[1:]) >= self.word_dropout).float()
             kept[:, 0] = 1
-        reconstruction = self._nll(batch["input_ids"], labels, self._draw(mu, logvar, keys, 0), kept).mean()
+        reconstruction = self.nll(batch, self.drawn(mu, logvar, keys)[0], kept).mean()
         each = elbo.gaussian_kl(mu, logvar)
         kl = each.sum(1).mean()
-        weight = self._weight() if self.training else 1.0
-        report = {"loss": reconstruction + weight * elbo.free_bits(each, self.free_bits)}
-        report |= {"reconstruction": reconstruction, "kl": kl}
+        since = self._step_samples() - self.autoencoder_samples
+        weight = (self.kl_weight(since) if since >= 0 else 0.0) if self.training else 1.0
+        loss = reconstruction + weight * elbo.free_bits(each, self.free_bits)
+        report = {"loss": loss, "reconstruction": reconstruction, "kl": kl}
         if not self.training:
             bound = reconstruction + kl
             report |= {"neg_elbo": bound, "nats_per_token": bound * len(labels) / (labels != IGNORED).sum()}
         return report
 
-    def _weight(self) -> float:
-        """The KL's weight in this optimizer step."""
-        since = self._step_samples() - self.autoencoder_samples
-        return 0.0 if since < 0 else self.kl_weight(since)
-
     def _step_samples(self) -> int:
         """Samples seen before this optimizer step, the same in all of its micro-batches."""
         return self.samples_seen - (self.samples_seen % self.plan.batch_size if self.plan else 0)
 
-    def _nll(self, inputs: Tensor, labels: Tensor, z: Tensor, kept: Tensor | None = None) -> Tensor:
-        """-log p(x | z), [B]."""
-        logits = self.decoder(inputs, z, kept=kept)[0]
-        return F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none").sum(1)
+    def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        mu, logvar = self.encoder(labels.clamp(min=0), labels != IGNORED).float().chunk(2, 1)
+        return mu, logvar
 
-    def _draw(self, mu: Tensor, logvar: Tensor, keys: Tensor, j: int) -> Tensor:
-        """The j-th draw of q(z | x)."""
-        return mu + (0.5 * logvar).exp() * noise.normal(keys, (Stream.POSTERIOR, j), (self.latent_dim,))
+    def nll(self, batch: Batch, z: Tensor, kept: Tensor | None = None) -> Tensor:
+        count = len(z) // len(batch["labels"])
+        logits = self.decoder(batch["input_ids"].repeat(count, 1), z, kept=kept)[0].transpose(1, 2).float()
+        labels = batch["labels"].repeat(count, 1)
+        return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum(1)
+
+    def values(self, name: str, nats: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Also the number of tokens, int64 [B]."""
+        return {name: nats, "tokens": (batch["labels"] != IGNORED).sum(1)}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Resets the decoder at the first step after the autoencoder phase, with the optimizer's state of it. In each
@@ -146,47 +148,11 @@ class TextVAE(LanguageModel):
         greedy, seeds = TokenSampler(self.block_size, temperature=0.0, stop=ends), torch.zeros_like(z[:, 0]).long()
         return greedy.decode(LatentReader(self, z), self.begin(seeds), seeds).tokens
 
-    # ---- capabilities
-
-    def posterior(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """mu and logvar of q(z | x), float32 [B, latent_dim] each."""
-        labels = batch["labels"]
-        mu, logvar = self.encoder(labels.clamp(min=0), labels != IGNORED).float().chunk(2, 1)
-        return mu, logvar
-
-    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The posterior's mean, [B, latent_dim]."""
-        return self.posterior(batch)[0]
-
-    def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the model was shown, and the greedy decoding of the posterior's mean: int64 [B, T] each, -1 after the
         end of a row."""
         labels = batch["labels"]
         return labels.masked_fill(labels == IGNORED, ENDED), self.decode(self.encode(batch))
-
-    def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
-        """-ELBO from one draw of z, keyed by the id, and its two terms in nats, float64 [B] each; tokens, int64 [B]."""
-        labels, (mu, logvar) = batch["labels"], self.posterior(batch)
-        reconstruction = self._nll(batch["input_ids"], labels, self._draw(mu, logvar, batch["id"], 0)).double()
-        kl = elbo.gaussian_kl(mu, logvar).double().sum(1)
-        bound = {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
-        return {**bound, "tokens": (labels != IGNORED).sum(1)}
-
-    def importance_nll(self, batch: Mapping[str, Tensor], draws: int, rows: int = 512) -> dict[str, Tensor]:
-        """-log p(x) estimated from `draws` importance samples, an upper bound in expectation (arXiv 1509.00519, eq. 8),
-        in nats, float64 [B]; tokens, int64 [B].
-
-        Args:
-            rows: texts, with a z each, that the decoder reads at a time, at least.
-        """
-        inputs, labels, (mu, logvar) = batch["input_ids"], batch["labels"], self.posterior(batch)
-        zero, log_weights = torch.zeros((), device=mu.device), []
-        for first in range(0, draws, part := -(-rows // len(labels))):
-            z = torch.stack([self._draw(mu, logvar, batch["id"], j) for j in range(first, min(draws, first + part))])
-            ratio = (elbo.gaussian_log_prob(z, zero, zero) - elbo.gaussian_log_prob(z, mu, logvar)).double().sum(2)
-            nll = self._nll(inputs.repeat(len(z), 1), labels.repeat(len(z), 1), z.flatten(0, 1)).double()
-            log_weights.append(ratio - nll.view(len(z), -1))
-        return {"nll": -elbo.importance_bound(torch.cat(log_weights)), "tokens": (labels != IGNORED).sum(1)}
 
 
 class LatentReader:

@@ -101,7 +101,6 @@ class AWDLSTM(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """As of transformers' models."""
         return self.embedding
 
     def forward(
