@@ -153,11 +153,11 @@ SAMPLED = ["ddpm", "gan", "gpt", "masked_diffusion"]  # each way of generating; 
 
 
 @pytest.mark.parametrize(
-    "family", [*SAMPLED, *(pytest.param(f, marks=pytest.mark.soak) for f in ("vae", "autoencoder", "text_gan"))]
+    "family", [*SAMPLED, *(pytest.param(f, marks=pytest.mark.soak) for f in ("vae", "autoencoder", "text_gan", "text_vae"))]
 )
 def test_samples_are_bit_equal_on_1_2_3_ranks(family: str, tmp_path: Path) -> None:
     tokens = ("sampler.max_new_tokens=8",)
-    short = {"ddpm": ("sampler.steps=2",)} | dict.fromkeys(("gpt", "text_gan", "masked_diffusion"), tokens)
+    short = {"ddpm": ("sampler.steps=2",)} | dict.fromkeys(("gpt", "text_gan", "text_vae", "masked_diffusion"), tokens)
     run = new_run(small_run(f"model={family}", tmp_path, "model.chunk_size=4", *short.get(family, ()), shipped=True))
     assert work(run) == 0, log(run)
     found = [together(ranks, _samples, str(run.path)) for ranks in (1, 2, 3)]
