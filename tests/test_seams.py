@@ -271,7 +271,10 @@ class Captioned(Source):
     def batch(self, ids: torch.Tensor, epochs: torch.Tensor) -> Any:
         captions = padded([[1, 2], [3], [2, 1, 4], [4], [1], [2, 2]])[ids]
         images = torch.arange(6, dtype=torch.uint8)[ids][:, None, None, None].expand(-1, 1, 4, 4)
-        return {"image": images, "caption": captions, "references": [[f"answer {i}"] for i in ids.tolist()]}
+        return {"image": images, "caption": captions}
+
+    def references(self, ids: torch.Tensor) -> list[list[str]]:
+        return [[f"answer {i}"] for i in ids.tolist()]
 
     def select(self, ids: Any) -> Source:
         raise AssertionError("it is not cut")

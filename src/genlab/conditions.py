@@ -150,12 +150,14 @@ def class_labels(classes: int | None) -> tuple[Label, ...]:
 class TextCondition(Condition):
     """A text as token ids of the model's tokenizer, int64 [B, longest], -1 after the end of a shorter one."""
 
+    special: ClassVar[bool] = True  # whether special tokens that are written in it are tokens, or text
+
     def rows(self, values: Sequence[Any], model: Any) -> Tensor:
         return padded([self._ids(str(value), model) for value in values])
 
     def _ids(self, text: str, model: Any) -> list[int]:
         try:
-            ids = encode(model.tokenizer, text)
+            ids = encode(model.tokenizer, text, self.special)
         except DataError as error:
             raise ConfigError(f"condition.{self.name}: {error}") from None
         if not ids:
@@ -204,7 +206,9 @@ class Prompt(TextCondition):
 
 class PairCondition(TextCondition):
     """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name
-    (int64 [B, L], -1 after the end), and the item's second half, if there is one, under "references" (strings)."""
+    (int64 [B, L], -1 after the end); the item's second half, if there is one, is of `source.references`."""
+
+    special = False  # as the data are encoded
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         split = protocol.reference_split
@@ -214,9 +218,7 @@ class PairCondition(TextCondition):
             raise ConfigError(f"evaluation: {data.manifest.name} has no {self.name}, which the model is told")
         rows = batch[self.name].cpu()
         facts = {"data": data.manifest.name, "sha256": data.manifest.identity(split), self.name: f"of {split}"}
-        references = batch.get("references")
-        return Draw(rows, facts, [list(several) for several in references] if references else None,
-                    self.shown(rows, model))  # fmt: skip
+        return Draw(rows, facts, source.references(ids), self.shown(rows, model))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ with a character that the file does not have is refused with the character and i
 from __future__ import annotations
 
 import codecs
+import gzip
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from genlab.data.archive import BROKEN
 from genlab.data.documents import fingerprint
 from genlab.data.manifest import digest
 from genlab.errors import ConfigError, DataError
@@ -59,17 +61,17 @@ def code_points(text: str) -> np.ndarray:
 
 
 def text_blocks(path: Path, digest: hashlib._Hash | None = None) -> Iterator[str]:
-    """The text of a UTF-8 file, block by block, without a byte order mark and without newline translation.
+    """The text of a UTF-8 file, also of a .gz, block by block, without a byte order mark and newline translation.
 
     Raises:
         ConfigError: no such file.
-        DataError: not UTF-8, with the offset and the line; or unreadable.
+        DataError: not UTF-8, with the offset and the line; corrupt, or unreadable.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = line = 0
     pending = b""
     try:
-        with open(path, "rb") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             while True:
                 block = file.read(BLOCK)
                 if digest is not None:
@@ -90,6 +92,8 @@ def text_blocks(path: Path, digest: hashlib._Hash | None = None) -> Iterator[str
                     return
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (data.path)") from None
+    except BROKEN as error:
+        raise DataError(f"{path}: corrupt ({error}); fetch it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -227,7 +227,8 @@ class DataModule(pl.LightningDataModule, ABC):
                 f"{len(sources['train'])} items; lower data.batch_size"
             )
         self._sources, self.manifest = sources, manifest
-        self._order = Order(len(sources["train"]), self.seed, shuffled=sources["train"].rows is None)
+        train = sources["train"]
+        self._order = Order(len(train), self.seed, train.rows is None, train.lengths, self.batch_size)
 
     def source(self, split: Split) -> Source:
         """The raw items of a split, on the CPU."""

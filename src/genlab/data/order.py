@@ -2,7 +2,8 @@
 
 Position p counts the real samples drawn since the start of the run, over all ranks. Position p is item
 permutation(N, seed, p // N)[p % N], so that every item comes once an epoch whatever the batch size, the number of ranks
-or of resumes; a batch may straddle two epochs.
+or of resumes; a batch may straddle two epochs. Where items have lengths, an epoch's permutation is put into batches of
+like length, and is a function of the batch size as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from genlab.errors import ConfigError
 
+POOL = 100  # batches among which items of like length are sought
 SUBSET_SEED = 2020  # of the permutation whose first items are "n of a split"
 
 
@@ -40,18 +42,33 @@ def subset(size: int, n: int | None) -> np.ndarray:
 class Order:
     """Position -> item for one split of n items. Keeps the last two permutations.
 
-    With `shuffled=False` item p % N stands at position p.
+    With `shuffled=False` item p % N stands at position p. With `lengths`, int64 [n], the batches of `batch_size` that
+    begin at its multiples have items of like length, but for the one batch that straddles two epochs.
     """
 
-    def __init__(self, n: int, seed: int, shuffled: bool = True) -> None:
-        self.n, self.seed, self.shuffled = n, seed, shuffled
+    def __init__(
+        self, n: int, seed: int, shuffled: bool = True, lengths: Tensor | None = None, batch_size: int = 1
+    ) -> None:
+        self.n, self.seed, self.shuffled, self.batch_size = n, seed, shuffled, batch_size
+        self.lengths = None if lengths is None else lengths.numpy()
         self._kept: dict[int, np.ndarray] = {}
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._kept:
             self._kept = {old: ids for old, ids in self._kept.items() if old == epoch - 1}
-            self._kept[epoch] = permutation(self.n, self.seed, epoch)
+            ids = permutation(self.n, self.seed, epoch)
+            self._kept[epoch] = ids if self.lengths is None else self._by_length(ids, epoch, self.lengths)
         return self._kept[epoch]
+
+    def _by_length(self, ids: np.ndarray, epoch: int, lengths: np.ndarray) -> np.ndarray:
+        """Sorts each pool of a permutation by length, cuts it into batches, and shuffles these over the epoch."""
+        first = -epoch * self.n % self.batch_size  # where the epoch's first whole batch begins
+        count = (self.n - first) // self.batch_size
+        end, pool = first + count * self.batch_size, POOL * self.batch_size
+        pools = [ids[at : min(at + pool, end)] for at in range(first, end, pool)]
+        batches = [part[np.argsort(lengths[part], kind="stable")].reshape(-1, self.batch_size) for part in pools]
+        shuffled = np.concatenate(batches)[permutation(count, self.seed, epoch + 2**63)] if batches else ids[:0]
+        return np.concatenate([ids[:first], shuffled.ravel(), ids[end:]])
 
     def ids(self, start: int, count: int) -> Tensor:
         """Item of each position in [start, start + count): int64 [count]."""

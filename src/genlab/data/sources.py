@@ -36,6 +36,7 @@ class Source(ABC):
 
     origin: str = "the data"  # what error messages call it: a path
     rows: int | None = None  # items i, i + rows, i + 2 rows ... follow one another: never shuffled; a batch is all rows
+    lengths: Tensor | None = None  # int64 [N]: training batches are of items that are alike in it
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -46,6 +47,10 @@ class Source(ABC):
 
     def counted(self, ids: Tensor, epochs: Tensor) -> Tensor | None:
         """Tokens of each item that a loss counts, int64 [B]; None where all items have as many (or are no text)."""
+        return None
+
+    def references(self, ids: Tensor) -> list[list[str]] | None:
+        """The right answers of items, ids int64 [B], as they stand in the file; None where there are none."""
         return None
 
     @property

@@ -30,6 +30,7 @@ from genlab.data.vocabulary import (
     Kind,
     condition_token,
     encoder,
+    end_token,
     read_vocabulary,
     special_tokens,
     train_tokenizer,
@@ -53,7 +54,7 @@ class Encoding:
         condition_values: tokens a field at most: its most frequent values in train; the others are "other".
         select: field -> values; other documents are left out.
         vocabulary: of a pretrained model (`genlab.data.vocabulary.read_vocabulary`): nothing is trained, `kind` and
-            `special` do not matter. It must have <|endoftext|>.
+            `special` do not matter. It must have <|endoftext|> or </s>.
     """
 
     kind: Kind
@@ -68,12 +69,12 @@ class Encoding:
         """The given vocabulary; None where one is to be trained.
 
         Raises:
-            ConfigError: it lacks <|endoftext|>; or conditions are asked for, which are no tokens of it.
+            ConfigError: it lacks <|endoftext|> and </s>; or conditions are asked for, which are no tokens of it.
         """
         if self.vocabulary is None:
             return None
         tokenizer = read_vocabulary(self.vocabulary, self.vocab_size)
-        if END not in tokenizer.get_vocab():
+        if end_token(tokenizer) is None:
             raise ConfigError(f"data.vocabulary={self.vocabulary}: has no {END}, which stands between documents")
         if self.condition:
             raise ConfigError("data.condition: a pretrained vocabulary has no tokens for it; set data.condition=[]")
@@ -156,7 +157,7 @@ def _write(
 ) -> dict[str, Any]:
     encode = encoder(encoding.kind if encoding.vocabulary is None else "byte_bpe", tokenizer)
     ids_of = tokenizer.get_vocab()
-    end, unknown = ids_of[END], ids_of.get(UNKNOWN)
+    end, unknown = ids_of[end_token(tokenizer) or END], ids_of.get(UNKNOWN)
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     ends: list[int] = []
     sha, total, size, unknowns = hashlib.sha256(), 1, 0, 0

@@ -36,6 +36,11 @@ OPTIONAL = (PAD, MASK)
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
+def end_token(tokenizer: Tokenizer) -> str | None:
+    """The token that ends a text: <|endoftext|>, or </s> of T5's and BART's vocabularies; None: it has none."""
+    return next((token for token in (END, "</s>") if tokenizer.token_to_id(token) is not None), None)
+
+
 def condition_token(field: str, value: str) -> str:
     """The token that says a document's property before its text, e.g. <|form=五言绝句|>."""
     return f"<|{field}={value}|>"
@@ -157,8 +162,8 @@ def vocabulary_digest(tokenizer: Tokenizer) -> str:
     return digest(sorted(tokenizer.get_vocab().items()))
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text from outside, a prompt say; special tokens written in it are tokens.
+def encode(tokenizer: Tokenizer, text: str, special_tokens: bool = True) -> list[int]:
+    """Ids of a text from outside, a prompt say; special tokens written in it are tokens, or as other text.
 
     Raises:
         DataError: the vocabulary lacks a character and has no [UNK]; says which, and where.
@@ -167,14 +172,18 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     unknown = getattr(tokenizer.model, "unk_token", None) or UNKNOWN
     if unknown not in vocabulary and not isinstance(tokenizer.decoder, decoders.ByteLevel):
         special = "|".join(re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values())
-        plain = re.sub(special, lambda found: "\0" * len(found[0]), text) if special else text
+        plain = re.sub(special, lambda found: "\0" * len(found[0]), text) if special and special_tokens else text
         for place, character in enumerate(plain):
             if character not in vocabulary and not (character == "\0" and text[place] != "\0"):
                 raise DataError(
                     f"character {character!r} (U+{ord(character):04X}) at {place} of {text[:40]!r} is not in the "
                     "vocabulary"
                 )
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    tokenizer.encode_special_tokens = not special_tokens
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    finally:
+        tokenizer.encode_special_tokens = False
 
 
 def encoder(kind: Kind, tokenizer: Tokenizer) -> Callable[[list[str]], list[np.ndarray]]:
