@@ -252,6 +252,13 @@ def test_an_item_depends_on_its_seed_alone(kind: str, sampler: Any) -> None:
     assert (logits.std(0) > 0.01).any(), "what comes depends on z"
 
 
+def test_a_decoder_of_too_few_positions_is_refused() -> None:
+    parts = TextEncoder(len(WORDS), 2), LatentDecoder(gpt(6), 2, latent="prefix")
+    with pytest.raises(ConfigError, match="n_positions=6: texts of 6 tokens and the latent before them need 7"):
+        TextVAE(*parts, 2, 6)
+    TextVAE(*parts, 2, 5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_decoding_equals_reading_the_whole_text(kind: str) -> None:
     model, z = vae(kind), torch.randn(4, 2)

@@ -19,7 +19,7 @@ from genlab.models.latent import Batch, GaussianLatents
 from genlab.noise import Stream
 from genlab.objectives import elbo
 
-Samples = Annotated[int, "ge 0"]
+Count = Annotated[int, "ge 0"]
 
 
 class TextVAE(LanguageModel, GaussianLatents):
@@ -45,6 +45,9 @@ class TextVAE(LanguageModel, GaussianLatents):
         aggressive_every: see there.
         start: text that a text begins with: what stands before its first token.
         chunk_size: rows that are sampled at a time (see GenerativeModel).
+
+    Raises:
+        ConfigError: a reset after no phase, a decoder of too few positions.
     """
 
     def __init__(
@@ -56,9 +59,9 @@ class TextVAE(LanguageModel, GaussianLatents):
         kl_weight: elbo.KLWeight | None = None,
         free_bits: Annotated[float, "ge 0"] = 0.0,
         word_dropout: Annotated[float, "ge 0, lt 1"] = 0.0,
-        autoencoder_samples: Samples = 0,
+        autoencoder_samples: Count = 0,
         reset_decoder: bool = False,
-        aggressive_samples: Samples = 0,
+        aggressive_samples: Count = 0,
         aggressive_every: Annotated[int, "gt 0"] = 10,
         start: str = END,
         chunk_size: int = 16,
@@ -66,6 +69,16 @@ class TextVAE(LanguageModel, GaussianLatents):
         super().__init__()
         if reset_decoder and not autoencoder_samples:
             raise ConfigError("model.reset_decoder=true: it is reset after model.autoencoder_samples, which is 0")
+        config, prefix = (
+            getattr(getattr(decoder, "network", None), "config", None),
+            getattr(decoder, "latent", "added") == "prefix",
+        )
+        positions = getattr(config, "max_position_embeddings", block_size + prefix)
+        if positions < block_size + prefix:
+            raise ConfigError(
+                f"model.decoder.network.config.n_positions={positions}: texts of {block_size} tokens"
+                f"{' and the latent before them' if prefix else ''} need {block_size + prefix}"
+            )
         self.encoder, self.decoder, self.latent_dim, self.latent_shape = encoder, decoder, latent_dim, (latent_dim,)
         self.block_size, self.context = block_size, None if getattr(decoder, "recurrent", False) else block_size
         self.kl_weight = kl_weight or elbo.KLWeight()
