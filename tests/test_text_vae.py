@@ -254,7 +254,7 @@ def test_an_item_depends_on_its_seed_alone(kind: str, sampler: Any) -> None:
 
 def test_a_decoder_of_too_few_positions_is_refused() -> None:
     parts = TextEncoder(len(WORDS), 2), LatentDecoder(gpt(6), 2, latent="prefix")
-    with pytest.raises(ConfigError, match="n_positions=6: texts of 6 tokens and the latent before them need 7"):
+    with pytest.raises(ConfigError, match="n_positions=6: texts of 6 tokens need 7"):
         TextVAE(*parts, 2, 6)
     TextVAE(*parts, 2, 5)
 

@@ -69,15 +69,12 @@ class TextVAE(LanguageModel, GaussianLatents):
         super().__init__()
         if reset_decoder and not autoencoder_samples:
             raise ConfigError("model.reset_decoder=true: it is reset after model.autoencoder_samples, which is 0")
-        config, prefix = (
-            getattr(getattr(decoder, "network", None), "config", None),
-            getattr(decoder, "latent", "added") == "prefix",
-        )
-        positions = getattr(config, "max_position_embeddings", block_size + prefix)
-        if positions < block_size + prefix:
+        config: Any = getattr(getattr(decoder, "network", None), "config", None)
+        needed = block_size + (getattr(decoder, "latent", "added") == "prefix")
+        if (positions := getattr(config, "max_position_embeddings", needed)) < needed:
             raise ConfigError(
-                f"model.decoder.network.config.n_positions={positions}: texts of {block_size} tokens"
-                f"{' and the latent before them' if prefix else ''} need {block_size + prefix}"
+                f"model.decoder.network.config.n_positions={positions}: texts of {block_size} tokens need {needed}; a "
+                "latent that stands before them needs one"
             )
         self.encoder, self.decoder, self.latent_dim, self.latent_shape = encoder, decoder, latent_dim, (latent_dim,)
         self.block_size, self.context = block_size, None if getattr(decoder, "recurrent", False) else block_size
