@@ -62,6 +62,11 @@ SMALL = {
         "model.critic.embedding=8",
         "model.critic.channels=8",
     ),
+    "model=text_vae": (
+        "model.encoder.embedding=8",
+        "model.encoder.width=16",
+        "model.decoder.network.embedding=16",
+    ),
 }
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate
 from genlab.evaluation.latents import Panels, slerp
-from genlab.evaluation.metrics import FID, ImportanceWeightedNLL, Reconstruction, VariationalNLL
+from genlab.evaluation.metrics import FID, ImportanceWeightedNLL, LatentUsage, Reconstruction, VariationalNLL
 from genlab.models.autoencoder import Autoencoder
 from genlab.models.latent import LatentSampler
 from genlab.models.schedule import Schedule
@@ -128,7 +128,7 @@ def test_importance_nll_of_a_linear_gaussian_model_equals_its_closed_form() -> N
     model, x, exact = linear(orthogonal=False)
     given = {"image": x, "id": torch.arange(50)}
     with torch.no_grad():
-        nll = model.importance_nll(given, 6000, part=500)["nll"]
+        nll = model.importance_nll(given, 6000, rows=25000)["nll"]
         few = model.importance_nll(given, 3)["nll"]
         bound = model.variational_bound(given)["neg_elbo"]
     torch.testing.assert_close(nll.float(), exact, atol=0.1, rtol=0)
@@ -341,6 +341,7 @@ def test_values_of_given_images_do_not_depend_on_the_batch(tmp_path: Path) -> No
         (VariationalNLL, {"neg_elbo", "reconstruction", "kl", "bits_per_dim"}),
         (partial(ImportanceWeightedNLL, 7), {"nll_iw7", "bits_per_dim_iw7"}),
         (Reconstruction, {"mse", "psnr", "ssim"}),
+        (LatentUsage, {"kl", "active_units", "mutual_information"}),
     ):
         two, all_ = (values("model=vae", Protocol(metrics={"given": make(batch=size)}, n=10)) for size in (2, 10))
         assert two.keys() == {f"{name}_10_test.proxy" for name in names}

@@ -57,10 +57,12 @@ class Modality(ABC):
     Attributes:
         name: in messages, records and manifests.
         extractor: whether evaluation hands the items to a feature extractor, beside real ones.
+        abreast: items that a person looks at side by side, before what is compared with them.
     """
 
     name: ClassVar[str]
     extractor: ClassVar[bool] = False
+    abreast: ClassVar[int] = 8
 
     @abstractmethod
     def check(self, data: Any) -> None:
@@ -103,6 +105,14 @@ class Modality(ABC):
             columns: items in a row, where there are rows.
             captions: one an item, or none.
         """
+
+    def panel(self, stem: Path, data: Any, columns: int, meta: Meta) -> Path:
+        """As `show`, of items that are compared with each other, in rows of `columns`: here the same."""
+        return self.show(stem, data, columns, meta)
+
+    def log_panel(self, media: Media, name: str, path: Path, samples: int) -> None:
+        """Hands to a logger what `panel` has written: here a picture."""
+        media.image(name, path, samples)
 
     def text(self, data: Any) -> str | None:
         """What a terminal can print of the items; None: nothing."""
@@ -153,7 +163,7 @@ class Image(Modality):
 class Text(Modality):
     """A list of N strings. A file is UTF-8."""
 
-    name = "text"
+    name, abreast = "text", 1
     rule: ClassVar[str] = "\n" + "-" * 80 + "\n"
 
     def check(self, data: Any) -> None:
@@ -180,6 +190,19 @@ class Text(Modality):
         whole = [b if b.startswith(a.partition(" ")[2]) else f"{a}\n{b}" for a, b in zip(told, data, strict=True)]
         write_bytes(path := _with(stem, ".txt"), f"{self.text(whole)}\n".encode())
         return path
+
+    def panel(self, stem: Path, data: list[str], columns: int, meta: Meta) -> Path:
+        """STEM.txt: a line an item, an empty line after each `columns` of them."""
+        lines = [" ".join(text.split()) or "-" for text in data]
+        rows = ["\n".join(lines[i : i + columns]) for i in range(0, len(lines), columns)]
+        write_bytes(path := _with(stem, ".txt"), ("\n\n".join(rows) + "\n").encode())
+        return path
+
+    def log_panel(self, media: Media, name: str, path: Path, samples: int) -> None:
+        if path.suffix != ".txt":  # a picture of attention
+            return super().log_panel(media, name, path, samples)
+        rows = [row.split("\n") for row in self.read(path).rstrip("\n").split("\n\n")]
+        media.table(name, [str(i) for i in range(len(rows[0]))], rows, samples)
 
     def text(self, data: list[str]) -> str:
         return self.rule.join(data)

@@ -14,7 +14,7 @@ from genlab.callbacks.media import media_of
 from genlab.evaluation import generate
 from genlab.evaluation.latents import Panels
 from genlab.evaluation.texts import table_columns
-from genlab.modality import Media
+from genlab.modality import Media, Modality
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel
 from genlab.samples import Samples
@@ -46,13 +46,13 @@ class SampleGrid(pl.Callback):
 
 
 class Reconstructions(pl.Callback):
-    """At each validation, the same validation images above what comes back of them, where the model can reconstruct.
+    """At each validation, the same validation items and what comes back of them, where the model can reconstruct.
 
     By the averaged weights (it stands before EMA). At the end of a run `genlab.evaluation.latents.Panels` draws more.
 
     Args:
         folder: RUN/samples.
-        count: images; 0: none.
+        count: items; 0: none.
     """
 
     def __init__(self, folder: Path, count: int = 16) -> None:
@@ -62,10 +62,10 @@ class Reconstructions(pl.Callback):
         if not self.count or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, TrainedModel)
-        seen = pl_module.samples_seen
-        path = self.folder / f"reconstructions-{seen:09d}.png"
-        if Panels(pl_module, trainer.datamodule).reconstructions(path, self.count):  # type: ignore[attr-defined]
-            show_pictures(trainer.loggers, {"reconstructions": path}, seen)
+        seen, panels = pl_module.samples_seen, Panels(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        path = panels.reconstructions(self.folder / f"reconstructions-{seen:09d}", self.count)
+        if path is not None:
+            show_panels(trainer.loggers, panels.modality, {"reconstructions": path}, seen)
 
 
 def save_samples(
@@ -103,10 +103,10 @@ def show(loggers: Iterable[Any], what: Path, hand_over: Callable[[Media], None])
             warnings.warn(f"{type(logger).__name__} could not show {what}: {error}")
 
 
-def show_pictures(loggers: Iterable[Any], pictures: Mapping[str, Path], seen: int) -> None:
-    """Hands pictures to the loggers that can show them."""
-    for name, path in pictures.items():
-        show(loggers, path, lambda media, name=name, path=path: media.image(name, path, seen))  # type: ignore[misc]
+def show_panels(loggers: Iterable[Any], modality: Modality, panels: Mapping[str, Path], seen: int) -> None:
+    """Hands panels of a modality to the loggers that can show them."""
+    for name, path in panels.items():
+        show(loggers, path, lambda m, name=name, path=path: modality.log_panel(m, name, path, seen))  # type: ignore[misc]
 
 
 def show_table(loggers: Iterable[Any], name: str, record: Mapping[str, Any], table: Path, seen: int) -> None:

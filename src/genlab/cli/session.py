@@ -24,7 +24,7 @@ from genlab.callbacks.ema import EMA
 from genlab.callbacks.evaluate import EvaluateWhileTraining
 from genlab.callbacks.events import Events
 from genlab.callbacks.guard import FiniteGuard
-from genlab.callbacks.pictures import Reconstructions, SampleGrid, save_samples, show_pictures, show_table
+from genlab.callbacks.pictures import Reconstructions, SampleGrid, save_samples, show_panels, show_table
 from genlab.callbacks.progress import SampleProgress
 from genlab.callbacks.pruning import Pruned, Pruning
 from genlab.callbacks.recorder import Recorder
@@ -247,7 +247,8 @@ def finish(
             known = model.shown(samples.condition)
             save_samples(run.path / "samples" / "final", samples, known, final.columns, meta)
     if trainer.is_global_zero and (config.callbacks.get("latents") or {}).get("final", True):
-        show_pictures(trainer.loggers, Panels(model, data).save(run.path / "samples"), model.samples_seen)
+        panels = Panels(model, data)
+        show_panels(trainer.loggers, panels.modality, panels.save(run.path / "samples"), model.samples_seen)
     lines: list[str] = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EvaluateWhileTraining) and callback.seconds:

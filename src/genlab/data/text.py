@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Unpack
 
@@ -12,11 +13,13 @@ from genlab.data.documents import count_units
 from genlab.data.fetch import fetch, find
 from genlab.data.manifest import Manifest
 from genlab.data.module import Common, DataModule, Loader, Positive, Split
+from genlab.data.parallel import WHERE, prepared
 from genlab.data.prepare import Preparation
+from genlab.data.registry import DATASETS
 from genlab.data.sources import Source
 from genlab.data.splits import Part, Parts, files, share
 from genlab.data.token_files import Encoding
-from genlab.data.vocabulary import END, KINDS, PAD, Kind, vocabulary_digest
+from genlab.data.vocabulary import ENDS, KINDS, PAD, Kind, vocabulary_digest
 from genlab.data.windows import Windows
 from genlab.errors import ConfigError
 from genlab.files import cache_root
@@ -26,8 +29,9 @@ from genlab.settings import check_settings
 RULES: dict[str, tuple[tuple[Kind, ...], tuple[str, ...]]] = {
     "share": (("characters",), ("train_fraction", "characters")),
     "files": (("words",), ("verify",)),
-    "documents": (KINDS, ("documents", "condition", "condition_values", "select", "special_tokens", "prepare",
-                          "suffixes", "exclude", "text_field")),
+    "lines": (KINDS, ("language", "test", "documents", "by_length", "special_tokens")),
+    "documents": (KINDS, ("documents", "by_length", "condition", "condition_values", "select", "special_tokens",
+                          "prepare", "suffixes", "exclude", "text_field")),
 }  # fmt: skip
 
 
@@ -39,7 +43,8 @@ class Text(DataModule):
 
     Args:
         split: "share": of the characters of one file, train the first, val the rest; "files": three files of words, see
-            `genlab.data.splits.files`; "documents": whole documents, see `genlab.data.corpus`.
+            `genlab.data.splits.files`; "lines": each line of files of parallel lines is a document, see
+            `genlab.data.parallel`; "documents": whole documents, see `genlab.data.corpus`.
         vocab_size: tokens of the vocabulary, special ones included; asserted (the right number is answered to a wrong
             one).
         block_size: T, tokens a window.
@@ -54,9 +59,12 @@ class Text(DataModule):
             batch_size (val_batch_size) rows that go on from batch to batch, for model.carried_state.
         train_fraction: of the characters of a share; 0: all are val, and there is nothing to train on.
         characters: of a share: only the first so many of the file; None: all.
+        language: of the lines, which is the files' suffix.
+        test: name of the lines' test file without suffix.
         verify: hold the files against the md5 of Penn Treebank's.
         documents: "packed": one stream of all documents is cut into windows; "single": a document an item, padded; one
             of more than block_size tokens is left out and counted in the manifest.
+        by_length: of single documents: training batches are of like length, and all as wide as their longest.
         condition: fields of the records whose values stand before the text as one token each, <|field=value|>. They
             are never a label.
         condition_values: tokens a field at most; rarer values become "other".
@@ -74,7 +82,7 @@ class Text(DataModule):
         self,
         name: str,
         *,
-        split: Literal["share", "files", "documents"],
+        split: Literal["share", "files", "lines", "documents"],
         vocab_size: Positive,
         block_size: Positive,
         path: str | None = None,
@@ -83,8 +91,11 @@ class Text(DataModule):
         windows: Literal["random", "epoch", "contiguous"] = "random",
         train_fraction: Annotated[float, "ge 0, lt 1"] = 0.9,
         characters: Positive | None = None,
+        language: str = "en",
+        test: str = "test",
         verify: bool = False,
         documents: Literal["packed", "single"] = "packed",
+        by_length: bool = False,
         condition: Sequence[str] = (),
         condition_values: Positive = 64,
         select: Mapping[str, Sequence[str]] | None = None,
@@ -111,7 +122,9 @@ class Text(DataModule):
             raise ConfigError(f"data.documents=single has no {windows} windows; set data.windows=epoch")
         self.split, self.vocab_size, self.block_size, self.windows = split, vocab_size, block_size, windows
         self.path, self.vocabulary, self.verify = path, vocabulary, verify
-        self.train_fraction, self.characters, self.single = train_fraction, characters, documents == "single"
+        self.train_fraction, self.characters, self.by_length = train_fraction, characters, by_length
+        self.longest = block_size if documents == "single" else None
+        self.rule: tuple[Any, ...] = ((language,), test)  # of lines, see `genlab.data.parallel.prepared`
         self.encoding = Encoding(
             tokenizer, vocab_size, tuple(special_tokens), tuple(condition), condition_values, select, vocabulary
         )
@@ -123,9 +136,14 @@ class Text(DataModule):
         if self.split == "share":
             path = path or fetch(self.name) / find(self.name).files[0].name
             return share(self.name, path, self.train_fraction, self.characters, self.vocabulary, self.vocab_size)
+        if self.split == "lines":
+            if path is None and self.name not in DATASETS:
+                raise ConfigError(f"data.path: {self.name} is not fetched; {WHERE}")
+            path = path or fetch(self.name) / find(self.name).files[0].name
+            self.documents = replace(self.documents, path=str(prepared(path, *self.rule)))
         if self.split == "files":
             return files(self.name, path or cache_root() / self.name, self.verify, self.vocab_size)
-        return self.documents.encoded(self.encoding, self.block_size if self.single else None)
+        return self.documents.encoded(self.encoding, self.longest)
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         read = self._read()
@@ -145,11 +163,12 @@ class Text(DataModule):
                 splits[alias] = {**splits["val"], "from": "alias of val"}
         return sources, Manifest(self.name, self.modality, facts, splits, read.filter)
 
-    def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Windows:
-        pads = [self.tokenizer.token_to_id(token) for token in (PAD, END)]
+    def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Source:
+        pads = [self.tokenizer.token_to_id(token) for token in (PAD, *ENDS)]
         rule: dict[str, Any] = {}
         if part.documents is not None:
-            rule = {"documents": part.documents, "pad": next(pad for pad in pads if pad is not None)}
+            pad = next(pad for pad in pads if pad is not None)
+            rule = {"documents": part.documents, "pad": pad, "by_length": self.by_length}
         elif self.windows == "contiguous":
             rule = {"rows": self.batch_size if split == "train" else self.val_batch_size}
         elif self.windows == "random" and split == "train":

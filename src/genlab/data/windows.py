@@ -46,6 +46,7 @@ class Windows(Source):
         rows: R, of all devices and micro-batches together.
         documents: int64 [N] each: the token after the boundary before each document, and the token after the boundary
             that ends it; at most T apart.
+        by_length: batches of documents are of like length in training, and as wide as their longest: at most T.
         pad: id that stands in input_ids beyond the end.
         condition_ids: [first, end) of the ids that are never a label: what a document is conditioned on.
 
@@ -63,6 +64,7 @@ class Windows(Source):
         stride: int | None = None,
         rows: int | None = None,
         documents: tuple[Tensor, Tensor] | None = None,
+        by_length: bool = False,
         pad: int = 0,
         condition_ids: tuple[int, int] | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class Windows(Source):
         self.tokens, self.length, self.origin, self.seed = tokens, length, origin, seed
         self.stride, self.rows, self.documents = stride or length, rows, documents
         self.pad, self.condition_ids = pad, condition_ids
+        self.lengths = documents[1] - documents[0] if documents is not None and by_length else None
         self.row_length = (count - 1) // (rows or 1)  # tokens that are predicted
 
     def __len__(self) -> int:
@@ -100,7 +103,8 @@ class Windows(Source):
 
     def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
         start, end = self.spans(ids, epochs)
-        at = start[:, None] + torch.arange(self.length + 1, device=ids.device)
+        width = self.length if self.lengths is None else int((end - start).max()) - 1
+        at = start[:, None] + torch.arange(width + 1, device=ids.device)
         window = widened(self.tokens[at.clamp(max=len(self.tokens) - 1)])
         inside = at[:, 1:] < end[:, None]  # inputs whose next token is of the window
         labels = window[:, 1:].masked_fill(~inside, IGNORED)
@@ -139,6 +143,7 @@ class Windows(Source):
         other = copy.copy(self)
         other.tokens = tokens
         other.documents = (documents[0], documents[1]) if documents else None
+        other.lengths = None if self.lengths is None else documents[1] - documents[0]
         return other
 
 

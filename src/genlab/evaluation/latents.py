@@ -1,4 +1,4 @@
-"""Pictures of what a latent means: reconstructions, interpolations, traversals, classes, maps of two dimensions.
+"""Panels of what a latent means: reconstructions, interpolations, traversals, classes, maps of two dimensions.
 
 Each is drawn where the model has the capability it needs: `reconstruct`, `encode`, or `decode` with `latent_shape`.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_attention, save_grid, save_map
+from genlab.drawing import save_attention, save_map
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.reference import read_items, real_items
-from genlab.modality import to_uint8
+from genlab.modality import Image, Modality
 
-STEPS = 10  # images of an interpolation or a traversal
+STEPS = 10  # items of an interpolation or a traversal
 REACH = 2.5  # how far a traversal goes to either side, in standard deviations of the prior
 POINTS = 2000  # real items on a map
 SIDE = 20  # images along each side of a map
@@ -27,20 +27,21 @@ SIDE = 20  # images along each side of a map
 
 @runtime_checkable
 class Decodes(Protocol):
-    """A capability of a model: images from latents whose prior is N(0, 1)."""
+    """A capability of a model: items from latents whose prior is N(0, 1)."""
 
     latent_shape: tuple[int, ...]
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """z [B, *latent_shape] (and labels int64 [B], where it is conditional) -> images [B, C, H, W] in [-1, 1]."""
+        """z [B, *latent_shape] (and labels int64 [B], where it is conditional) -> items as the model's `to_data` takes
+        them: images [B, C, H, W] in [-1, 1]; token ids."""
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """A capability of a model: latents of given images."""
+    """A capability of a model: latents of given items."""
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[B, *latent_shape]: one latent an image, without noise."""
+        """[B, *latent_shape]: one latent an item, without noise."""
 
 
 @runtime_checkable
@@ -66,7 +67,7 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 
 class Panels:
-    """The pictures of one model on one data set.
+    """The panels of one model on one data set: of images pictures, of texts pages.
 
     Args:
         model: on its device, holding the weights that are to be looked at; nothing here draws from a global generator.
@@ -75,17 +76,18 @@ class Panels:
 
     def __init__(self, model: Any, data: Any) -> None:
         self.model, self.data, self.device = model, data, torch.device(model.device)
+        self.modality: Modality = getattr(model, "modality", Image())
+        self.to_data = getattr(model, "to_data", self.modality.to_data)
 
     def save(self, folder: Path) -> dict[str, Path]:
-        """Draws all that the model is capable of; file by name."""
+        """Writes all that the model is capable of; file by name."""
         drawn: dict[str, Path] = {}
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 for name in ("reconstructions", "interpolation", "traversal", "classes", "map", "attention"):
-                    path = folder / f"{name}.png"
-                    if getattr(self, name)(path):
+                    if (path := getattr(self, name)(folder / name)) is not None:
                         drawn[name] = path
         finally:
             self.model.train(was_training)
@@ -96,38 +98,39 @@ class Panels:
         source, ids = real_items(self.data, "val", count)
         return read_items(self.data, source, ids, self.device)
 
-    # ---- the pictures; each says whether there is one
+    # ---- the panels: paths without suffix -> files; None: there is none
 
-    def reconstructions(self, path: Path, count: int = 16) -> bool:
-        """Above what the model was shown, below what came back, eight a row."""
+    def reconstructions(self, stem: Path, count: int = 16) -> Path | None:
+        """What the model was shown and what came back: of images eight a row, of texts a row each."""
         if self.data is None or not isinstance(self.model, Reconstructs):
-            return False
+            return None
         with torch.no_grad():
-            shown, back = self.model.reconstruct(self.batch(count))
-        rows = [part for pair in zip(shown.split(8), back.split(8), strict=True) for part in pair]
-        save_grid(path, to_uint8(torch.cat(rows)), min(8, count), {"rows": "shown, reconstructed, ..."})
-        return True
+            both = [self.to_data(raw) for raw in self.model.reconstruct(self.batch(count))]
+        abreast = min(self.modality.abreast, len(both[0]))
+        parts = [self.modality.cut(d, slice(i, i + abreast)) for i in range(0, len(both[0]), abreast) for d in both]
+        meta = {"rows": "shown, reconstructed, ..."}
+        return self.modality.panel(stem, self.modality.join(parts), max(2, abreast), meta)
 
-    def interpolation(self, path: Path, rows: int = 8) -> bool:
-        """From one real image's latent to another's where there is an encoder, else from one draw to another."""
+    def interpolation(self, stem: Path, rows: int = 10) -> Path | None:
+        """From one real item's latent to another's where there is an encoder, else from one draw to another."""
         if not isinstance(self.model, Decodes):
-            return False
+            return None
         ends, label, _ = self._latents(2 * rows)
-        share = torch.linspace(0, 1, STEPS, device=ends.device)
-        paths = [
-            slerp(a.flatten(), b.flatten(), share).view(STEPS, *a.shape) for a, b in zip(*ends.chunk(2), strict=True)
-        ]
-        labels = self._label(label, rows, STEPS)
-        save_grid(path, self._images(torch.cat(paths), labels), STEPS, {"rows": "interpolations on the sphere"})
-        return True
+        rows = len(ends) // 2  # of few items fewer
+        if not rows:
+            return None
+        share, pairs = torch.linspace(0, 1, STEPS, device=ends.device), zip(ends[:rows], ends[rows:], strict=False)
+        paths = [slerp(a.flatten(), b.flatten(), share).view(STEPS, *a.shape) for a, b in pairs]
+        items = self._items(torch.cat(paths), self._label(label, rows, STEPS))
+        return self.modality.panel(stem, items, STEPS, {"rows": "interpolations on the sphere"})
 
-    def traversal(self, path: Path, rows: int = 10) -> bool:
-        """One dimension of z at a time from -2.5 to 2.5, the others those of one real image (or draw); a row each.
+    def traversal(self, stem: Path, rows: int = 10) -> Path | None:
+        """One dimension of z at a time from -2.5 to 2.5, the others those of one real item (or draw); a row each.
 
         The dimensions whose encodings vary most over the data come first.
         """
         if not isinstance(self.model, Decodes) or len(self.model.latent_shape) != 1:
-            return False
+            return None
         latents, label, encoded = self._latents(500)
         order = latents.var(0).argsort(descending=True) if encoded else torch.arange(latents.shape[1])
         dimensions, start = order[:rows].cpu(), latents[0]
@@ -136,42 +139,45 @@ class Panels:
             z[row, :, dimension] = torch.linspace(-REACH, REACH, STEPS)
         labels = self._label(label, 1, len(dimensions) * STEPS)
         meta = {"rows": "one dimension of z each", "dimensions": dimensions.tolist()}
-        save_grid(path, self._images(z.flatten(0, 1), labels), STEPS, meta)
-        return True
+        return self.modality.panel(stem, self._items(z.flatten(0, 1), labels), STEPS, meta)
 
-    def classes(self, path: Path, rows: int = 8) -> bool:
+    def classes(self, stem: Path, rows: int = 8) -> Path | None:
         """A column a class, a row a latent."""
         if not isinstance(self.model, Decodes) or not (classes := self._classes()):
-            return False
+            return None
         count = min(classes, 20)
         z = self._draw(rows).repeat_interleave(count, 0)
         labels = torch.arange(count, device=z.device).repeat(rows)
-        save_grid(path, self._images(z, labels), count, {"rows": "one latent each", "columns": "classes"})
-        return True
+        return self.modality.panel(
+            stem, self._items(z, labels), count, {"rows": "one latent each", "columns": "classes"}
+        )
 
-    def map(self, path: Path) -> bool:
+    def map(self, stem: Path) -> Path | None:
         """Of a latent of two dimensions: images at the quantiles of the prior (arXiv 1312.6114, figure 4), and where
         real images lie, coloured by their labels."""
         if not isinstance(self.model, Decodes) or tuple(self.model.latent_shape) != (2,):
-            return False
+            return None
         ticks = torch.special.ndtri((torch.arange(SIDE, dtype=torch.float64) + 0.5) / SIDE).float()
         z = torch.stack(torch.meshgrid(-ticks, ticks, indexing="ij")[::-1], -1).flatten(0, 1).to(self.device)
-        images = self._images(z, self._label(None, len(z)))
+        images = self._items(z, self._label(None, len(z)))
+        if not isinstance(images, Tensor):
+            return self.modality.panel(stem, images, SIDE, {"rows": "quantiles of the prior"})
         points, labels, encoded = self._latents(POINTS)
+        path = stem.with_name(f"{stem.name}.png")
         save_map(path, images, SIDE, points.cpu() if encoded else None, None if labels is None else labels.cpu())
-        return True
+        return path
 
-    def attention(self, path: Path, pairs: int = 3) -> bool:
+    def attention(self, stem: Path, pairs: int = 3) -> Path | None:
         """From the words of real targets to those of their sources."""
         if self.data is None or not isinstance(self.model, Attends):
-            return False
+            return None
         words = self.model.tokenizer
         maps = [
             (weights, *([words.decode([i], skip_special_tokens=False) for i in ids] for ids in (rows, columns)))
             for weights, rows, columns in self.model.attention(self.batch(pairs))
         ]
-        save_attention(path, maps)
-        return True
+        save_attention(path := stem.with_name(f"{stem.name}.png"), maps)
+        return path
 
     # ----
 
@@ -180,7 +186,7 @@ class Panels:
         return noise.normal(seeds, noise.Stream.INITIAL, self.model.latent_shape)
 
     def _latents(self, count: int) -> tuple[Tensor, Tensor | None, bool]:
-        """Latents of real images with their labels, where there is an encoder, else draws; whether they are real."""
+        """Latents of real items with their labels, where there is an encoder, else draws; whether they are real."""
         if self.data is None or not isinstance(self.model, Encodes):
             return self._draw(count), None, False
         batch = self.batch(count)
@@ -197,6 +203,8 @@ class Panels:
         """How many classes the model is told; 0: it is told none."""
         return next((known.classes for known in self.model.conditions if isinstance(known, Label)), 0)
 
-    def _images(self, z: Tensor, labels: Tensor | None) -> Tensor:
+    def _items(self, z: Tensor, labels: Tensor | None) -> Any:
+        """What the model makes of latents, as its modality has it."""
         parts = zip(z.split(100), labels.split(100) if labels is not None else [None] * len(z.split(100)), strict=True)
-        return torch.cat([to_uint8(self.model.decode(part, label)).cpu() for part, label in parts])
+        items = [self.to_data(self.model.decode(part, label)) for part, label in parts]
+        return self.modality.join([item.cpu() if isinstance(item, Tensor) else item for item in items])

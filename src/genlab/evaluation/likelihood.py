@@ -34,23 +34,33 @@ class PseudoLogLikelihood(Protocol):
 
 @runtime_checkable
 class VariationalBound(Protocol):
-    """A capability of a model: an upper bound of -log p(x) of given images."""
+    """A capability of a model: an upper bound of -log p(x) of given items."""
 
     def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
-        """The bound first, then its parts, float64 [B] each: bits_per_dim, or neg_elbo in nats."""
+        """The bound first, then its parts, float64 [B] each: bits_per_dim, or neg_elbo in nats; of texts also "tokens",
+        int64 [B], which are counted."""
 
 
 @runtime_checkable
 class ImportanceNLL(Protocol):
-    """A capability of a model: -log p(x) of given images from importance samples."""
+    """A capability of a model: -log p(x) of given items from importance samples."""
 
     def importance_nll(self, batch: Mapping[str, Tensor], draws: int) -> dict[str, Tensor]:
-        """nll in nats, and bits_per_dim where that has a meaning, float64 [B] each."""
+        """nll in nats, and bits_per_dim where that has a meaning, float64 [B] each; of texts also "tokens"."""
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """A capability of a model: its posterior over latents whose prior is N(0, 1)."""
+
+    def posterior(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """mu and logvar of q(z | x) = N(mu, exp(logvar)), diagonal, float [B, D] each."""
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """A capability of a model: images through its latents and back."""
+    """A capability of a model: items through its latents and back."""
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the model was shown (perhaps a binarised image) and what came back, [B, C, H, W] in [-1, 1] each."""
+        """What the model was shown (perhaps a binarised image) and what came back, as the model's `to_data` takes it:
+        images [B, C, H, W] in [-1, 1]; token ids."""

@@ -178,9 +178,9 @@ class Protocol:
             )
         if self.prompt and not any(known.name == "prompt" for known in getattr(model, "conditions", ())):
             raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
-        if self.judged == "reconstructions" and not isinstance(model, Reconstructs):
+        if self.judged == "reconstructions" and not (isinstance(model, Reconstructs) and modality == "image"):
             raise ConfigError(
-                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct; take samples"
+                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct images; take samples"
             )
 
     def key(self, output: str, metric: str | None = None) -> str:

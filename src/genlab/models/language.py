@@ -46,10 +46,15 @@ class LanguageModel(GenerativeModel):
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Tensor:
         """Token ids, int64 [B, T]: prompt and continuation, -1 after the end of a row."""
         prompt = (condition or {}).get("prompt")
-        if prompt is None:
-            ids = self.tokenizer.encode(self.start).ids
-            prompt = torch.tensor(ids, device=seeds.device).expand(len(seeds), -1)
-        return sampler.decode(self, prompt, seeds).tokens
+        return sampler.decode(self.reader(seeds), self.begin(seeds) if prompt is None else prompt, seeds).tokens
+
+    def reader(self, seeds: Tensor) -> Any:
+        """What decodes the items of these seeds: the model itself, where nothing but tokens is drawn."""
+        return self
+
+    def begin(self, seeds: Tensor) -> Tensor:
+        """The tokens of `start` for each item, int64 [B, P]."""
+        return torch.tensor(self.tokenizer.encode(self.start).ids, device=seeds.device).expand(len(seeds), -1)
 
     def answers(self, samples: Samples) -> Samples:
         """The texts without the prompts that they go on from."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated
 
-import torch
 from torch import Tensor, nn
 
-from genlab import noise
 from genlab.conditions import class_labels
 from genlab.errors import ConfigError
-from genlab.models.base import GenerativeModel, Rows
-from genlab.models.latent import LatentSampler
+from genlab.models.base import Rows
+from genlab.models.latent import Batch, GaussianLatents, LatentSampler
 from genlab.objectives import elbo
 from genlab.objectives.likelihoods import Likelihood
 
 
-class VAE(GenerativeModel):
+class VAE(GaussianLatents):
     """An encoder that gives q(z | x), a decoder and a likelihood that give p(x | z), and the prior N(0, 1).
 
     Args:
@@ -71,22 +68,33 @@ class VAE(GenerativeModel):
 
     # ---- training
 
-    def posterior(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """mu and logvar of q(z | x), float32 [B, latent_dim] each."""
-        mu, logvar = self.encoder(x, label).float().chunk(2, 1)
+    def observed(self, batch: Batch, keys: Tensor) -> Batch:
+        return {**batch, "image": self.likelihood.observe(batch["image"], keys)}
+
+    def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.encoder(batch["image"], self._label(batch)).float().chunk(2, 1)
         return mu, logvar
 
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def nll(self, batch: Batch, z: Tensor) -> Tensor:
+        x, label = batch["image"], self._label(batch)
+        count = len(z) // len(x)
+        output = self.decoder(z, label.repeat(count) if label is not None and count > 1 else label)
+        return -self.likelihood.log_prob(output, x if count == 1 else x.expand(count, *x.shape).flatten(0, 1))
+
+    def _label(self, batch: Batch) -> Tensor | None:
+        return batch["label"] if self.conditions else None
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The bound's terms in nats an item; in validation also neg_elbo, the bound itself whatever is weighted."""
-        keys, label = self.keys(batch), batch["label"] if self.conditions else None
-        x = self.likelihood.observe(batch["image"], keys)
-        mu, logvar = self.posterior(x, label)
+        keys = self.keys(batch)
+        batch = self.observed(batch, keys)
+        mu, logvar = self.encoded(batch)
         if self.importance_samples > 1 and not (self.training and self.samples_seen < self.importance_start):
-            log_weights = self._log_weights(x, mu, logvar, label, keys, 0, self.importance_samples)
+            log_weights = self.log_weights(batch, mu, logvar, keys, 0, self.importance_samples)
             bound = elbo.importance_bound(log_weights).mean()
             return {"loss": -bound, "neg_elbo": -log_weights.mean(), "kl": elbo.gaussian_kl(mu, logvar).sum(1).mean()}
-        z = self._draw(mu, logvar, keys, 0)
-        reconstruction = -self.likelihood.log_prob(self.decoder(z, label), x).mean()
+        z = self.drawn(mu, logvar, keys)[0]
+        reconstruction = self.nll(batch, z).mean()
         each = elbo.gaussian_kl(mu, logvar)
         kl = each.sum(1).mean()
         weighted = elbo.free_bits(each, self.free_bits) if self.free_bits else kl
@@ -99,22 +107,6 @@ class VAE(GenerativeModel):
         if not self.training:
             report["neg_elbo"] = reconstruction + kl
         return {"loss": loss, **report}
-
-    def _draw(self, mu: Tensor, logvar: Tensor, keys: Tensor, j: int) -> Tensor:
-        """The j-th draw of q(z | x), reparameterised: equation 10 of the paper."""
-        return mu + (0.5 * logvar).exp() * noise.normal(keys, (noise.Stream.POSTERIOR, j), (self.latent_dim,))
-
-    def _log_weights(
-        self, x: Tensor, mu: Tensor, logvar: Tensor, label: Tensor | None, keys: Tensor, first: int, count: int
-    ) -> Tensor:
-        """log p(x, z_j) - log q(z_j | x) of draws first .. first + count - 1: [count, B]."""
-        z = torch.stack([self._draw(mu, logvar, keys, first + j) for j in range(count)])
-        zero = torch.zeros((), device=z.device)
-        ratio = (elbo.gaussian_log_prob(z, zero, zero) - elbo.gaussian_log_prob(z, mu, logvar)).sum(2)
-        labels = None if label is None else label.repeat(count)
-        output = self.decoder(z.flatten(0, 1), labels)
-        seen = x.expand(count, *x.shape).flatten(0, 1)
-        return ratio + self.likelihood.log_prob(output, seen).view(count, len(x))
 
     # ---- sampling
 
@@ -129,41 +121,12 @@ class VAE(GenerativeModel):
         """z [B, latent_dim] -> the likelihood's mean, [B, C, H, W] in [-1, 1]."""
         return self.likelihood.mean(self.decoder(z, label))
 
-    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The posterior's mean, [B, latent_dim]."""
-        x = self.likelihood.observe(batch["image"], batch["id"])
-        return self.posterior(x, batch["label"] if self.conditions else None)[0]
-
-    def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the model was shown, and its decoding of the posterior's mean; [B, C, H, W] in [-1, 1] each."""
-        shown = self.likelihood.observe(batch["image"], batch["id"])
-        return shown, self.decode(self.encode(batch), batch["label"] if self.conditions else None)
+        batch = self.observed(batch, batch["id"])
+        return batch["image"], self.decode(self.encoded(batch)[0], self._label(batch))
 
-    def variational_bound(self, batch: Mapping[str, Tensor], terms: int | None = None) -> dict[str, Tensor]:
-        """-ELBO from one draw of z, keyed by the id, and its two terms in nats; float64 [B] each."""
-        keys, label = batch["id"], batch["label"] if self.conditions else None
-        x = self.likelihood.observe(batch["image"], keys)
-        mu, logvar = self.posterior(x, label)
-        reconstruction = -self.likelihood.log_prob(self.decoder(self._draw(mu, logvar, keys, 0), label), x).double()
-        kl = elbo.gaussian_kl(mu, logvar).double().sum(1)
-        return self._named("neg_elbo", reconstruction + kl) | {"reconstruction": reconstruction, "kl": kl}
-
-    def importance_nll(self, batch: Mapping[str, Tensor], draws: int, part: int = 50) -> dict[str, Tensor]:
-        """-log p(x) estimated from `draws` importance samples, an upper bound in expectation (arXiv 1509.00519, eq. 8).
-
-        Args:
-            draws: k, of which `part` are computed at a time.
-        """
-        keys, label = batch["id"], batch["label"] if self.conditions else None
-        x = self.likelihood.observe(batch["image"], keys)
-        mu, logvar = self.posterior(x, label)
-        log_weights = [
-            self._log_weights(x, mu, logvar, label, keys, first, min(part, draws - first)).double()
-            for first in range(0, draws, part)
-        ]
-        return self._named("nll", -elbo.importance_bound(torch.cat(log_weights)))
-
-    def _named(self, name: str, nats: Tensor) -> dict[str, Tensor]:
-        """A value in nats; bits a dimension beside it where the likelihood is a probability."""
+    def values(self, name: str, nats: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """In nats; bits a dimension beside it where the likelihood is a probability."""
         bits = {"bits_per_dim": nats / (math.prod(self.shape) * math.log(2))} if self.likelihood.discrete else {}
         return {name: nats, **bits}

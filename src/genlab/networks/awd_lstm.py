@@ -100,12 +100,28 @@ class AWDLSTM(nn.Module):
             self.head.weight = self.embedding.weight
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, input_ids: Tensor, cache: LSTMState | None = None, use_cache: bool = False) -> LSTMOutput:
-        """Tokens int64 [B, T] after a state (None: zeros) -> logits of the next token of each, [B, T, V]."""
-        table = self.embedding.weight
-        if self.training and self.embedding_drop:
-            table = table * F.dropout(table.new_ones(len(table), 1), self.embedding_drop)
-        h = self._locked(F.embedding(input_ids, table), self.drops[0])
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        cache: LSTMState | None = None,
+        use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,
+    ) -> LSTMOutput:
+        """Tokens int64 [B, T] after a state (None: zeros) -> logits of the next token of each, [B, T, V].
+
+        Args:
+            inputs_embeds: float [B, T, E] in the place of tokens; `embedding_drop` is of tokens only.
+        """
+        if inputs_embeds is None:
+            assert input_ids is not None, "tokens or embeddings"
+            table = self.embedding.weight
+            if self.training and self.embedding_drop:
+                table = table * F.dropout(table.new_ones(len(table), 1), self.embedding_drop)
+            inputs_embeds = F.embedding(input_ids, table)
+        h = self._locked(inputs_embeds, self.drops[0])
         states, raw = [], h
         for i, layer in enumerate(self.layers):
             weights = {}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
+
+from genlab.errors import ConfigError
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -24,6 +29,57 @@ def free_bits(kl: Tensor, least: float) -> Tensor:
     mean is that of the micro-batch at hand.
     """
     return kl.mean(0).clamp(min=least).sum()
+
+
+@dataclass(frozen=True)
+class KLWeight:
+    """The weight of the KL over a training, from 0 to 1.
+
+    Args:
+        shape: "linear" (Bowman et al. 2016, arXiv 1511.06349, section 3.1); "sigmoid", theirs, between its values at -6
+            and 6; "cyclical": linear, and anew from 0 at each period (Fu et al. 2019, arXiv 1903.10145, equation 6).
+        warmup: samples over which it rises; 0: it is 1 throughout.
+        period: samples of a cycle, rise included; of "cyclical" alone.
+
+    Raises:
+        ConfigError: a cycle that ends before its rise.
+    """
+
+    shape: Literal["linear", "sigmoid", "cyclical"] = "linear"
+    warmup: Annotated[int, "ge 0"] = 0
+    period: Annotated[int, "gt 0"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape == "cyclical" and (self.period is None or self.period < self.warmup):
+            raise ConfigError(f"kl_weight.period={self.period}: a cycle is at least its warmup, {self.warmup} samples")
+
+    def __call__(self, samples: int) -> float:
+        """The weight after so many samples."""
+        if self.shape == "cyclical" and self.period is not None:
+            samples %= self.period
+        if samples >= self.warmup:
+            return 1.0
+        share = samples / self.warmup
+        return 1 / (1 + math.exp(6 - 12 * share)) if self.shape == "sigmoid" else share
+
+
+def mutual_information(z: Tensor, mu: Tensor, logvar: Tensor, rows: int = 256) -> float:
+    """I_q(x; z) in nats of N items: the mean of log q(z_i | x_i) - log 1/N sum_j q(z_i | x_j), at most log N (Hoffman
+    and Johnson 2016, "ELBO surgery"; He et al. 2019, arXiv 1901.05534, section 4.2).
+
+    Args:
+        z: one draw of each posterior, float [N, D], as mu and logvar.
+        rows: of z that are held against all posteriors at a time.
+    """
+    z, mu, logvar = z.double(), mu.double(), logvar.double()
+    own, precision = gaussian_log_prob(z, mu, logvar).sum(1), (-logvar).exp()
+    # sum_d (z - mu)^2 / var as three products of matrices, instead of an array [rows, N, D]
+    constant = (mu.square() * precision + logvar + math.log(2 * math.pi)).sum(1)
+    aggregate = [
+        (-0.5 * (part.square() @ precision.T - 2 * part @ (mu * precision).T + constant)).logsumexp(1)
+        for part in z.split(rows)
+    ]
+    return float((own - torch.cat(aggregate)).mean()) + math.log(len(z))
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from genlab.evaluation.metrics.generated import (
 )
 from genlab.evaluation.metrics.given import (
     ImportanceWeightedNLL,
+    LatentUsage,
     Reconstruction,
     TextBound,
     TextLikelihood,
@@ -33,7 +34,8 @@ from genlab.evaluation.metrics.pairs import Summarisation, Translation
 
 __all__ = [
     "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",
-    "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "Measured", "Metric", "NearestNeighbours", "NotApplicable",
-    "PrecisionRecall", "Reconstruction", "Summarisation", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
-    "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm", "measure",
+    "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours",
+    "NotApplicable", "PrecisionRecall", "Reconstruction", "Summarisation", "TextBound", "TextCoherence", "TextCopying",
+    "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm",
+    "measure",
 ]  # fmt: skip

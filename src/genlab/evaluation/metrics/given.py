@@ -1,4 +1,4 @@
-"""Metrics of given items: perplexity and bits a byte of text; bounds, likelihoods and reconstructions of images."""
+"""Metrics of given items: perplexity and bits a byte of text; bounds, likelihoods, latents, reconstructions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from genlab import noise
 from genlab.data.windows import Windows
 from genlab.errors import ConfigError
 from genlab.evaluation import likelihood
 from genlab.evaluation.metrics.base import Metric
 from genlab.evaluation.reference import read_items, subset
 from genlab.evaluation.sharding import from_first_rank, sharded
+from genlab.objectives import elbo
 
 Count = Annotated[int, "ge 1"]
 Rows = dict[str, Tensor]
@@ -93,15 +95,29 @@ class Given(Metric):
         return {key: float(value.mean()) for key, value in self.judged.data.items()}
 
 
-class VariationalNLL(Given):
-    """The model's own upper bound of -log p(x) of images, and its terms.
+class Nats(Given):
+    """Of items of any modality, first what is -log p(x) or a bound of it; of texts its share of a token beside it, over
+    all tokens, and exp of that."""
+
+    def compute(self) -> dict[str, float]:
+        rows = dict(self.judged.data)
+        first, tokens = next(iter(rows)), rows.pop("tokens", None)
+        values = {key: float(value.mean()) for key, value in rows.items()}
+        if tokens is not None:
+            nats = float(rows[first].sum() / tokens.sum())
+            values |= {f"{first}_per_token": nats, f"{first}_perplexity": _exp(nats)}
+        return values
+
+
+class VariationalNLL(Nats):
+    """The model's own upper bound of -log p(x), and its terms.
 
     Args:
         terms: how many of the L_{t-1} of a diffusion model are computed an item, at random times; None: all.
-        batch: images in one call of the model.
+        batch: items in one call of the model.
     """
 
-    key, modality, capability = "variational_bound", "image", likelihood.VariationalBound
+    key, capability = "variational_bound", likelihood.VariationalBound
 
     def __init__(self, terms: Count | None = None, batch: Count = 100) -> None:
         super().__init__(batch, terms=terms)
@@ -110,21 +126,54 @@ class VariationalNLL(Given):
         return model.variational_bound(batch, terms=self.terms)
 
 
-class ImportanceWeightedNLL(Given):
-    """The model's own estimate of -log p(x) of images, under names that say how many draws: nll_iw200.
+class ImportanceWeightedNLL(Nats):
+    """The model's own estimate of -log p(x), under names that say how many draws: nll_iw200.
 
     Args:
-        draws: importance samples an image.
-        batch: images in one call of the model.
+        draws: importance samples an item.
+        batch: items in one call of the model.
     """
 
-    key, modality, capability = "importance_nll", "image", likelihood.ImportanceNLL
+    key, capability = "importance_nll", likelihood.ImportanceNLL
 
     def __init__(self, draws: Count = 200, batch: Count = 100) -> None:
         super().__init__(batch, draws=draws)
 
     def score(self, model: likelihood.ImportanceNLL, batch: Mapping[str, Tensor]) -> Rows:
-        return {f"{name}_iw{self.draws}": rows for name, rows in model.importance_nll(batch, self.draws).items()}
+        found = model.importance_nll(batch, self.draws)
+        return {name if name == "tokens" else f"{name}_iw{self.draws}": rows for name, rows in found.items()}
+
+
+class LatentUsage(Given):
+    """How much of its latents a model uses: the mean kl of its posteriors in nats; active_units, dimensions whose mean
+    varies over the items by more than 0.01 (Burda et al. 2016, arXiv 1509.00519, section 5.2); mutual_information of
+    latent and item in nats (`elbo.mutual_information`), an estimate that cannot exceed log of the number of items.
+
+    Args:
+        batch: items in one call of the model.
+    """
+
+    key, capability = "latent_usage", likelihood.Posterior
+
+    def __init__(self, batch: Count = 100) -> None:
+        super().__init__(batch)
+
+    def score(self, model: likelihood.Posterior, batch: Mapping[str, Tensor]) -> Rows:
+        mu, logvar = model.posterior(batch)
+        z = mu + (0.5 * logvar).exp() * noise.normal(batch["id"], (noise.Stream.POSTERIOR, 0), mu.shape[1:])
+        return {"kl": elbo.gaussian_kl(mu, logvar).double().sum(1), "z": z, "mu": mu, "logvar": logvar}
+
+    def describe(self, rows: Rows, of: int, model: Any, data: Any, protocol: Any) -> dict[str, Any]:
+        """Also the dimensions, and what the estimate of the mutual information cannot exceed."""
+        limits = {"dimensions": rows["mu"].shape[1], "mutual_information_at_most": math.log(len(rows["mu"]))}
+        return super().describe(rows, of, model, data, protocol) | limits
+
+    def compute(self) -> dict[str, float]:
+        rows = self.judged.data
+        active = rows["mu"].double().var(0, correction=0) > 0.01
+        information = elbo.mutual_information(rows["z"], rows["mu"], rows["logvar"])
+        kl = float(rows["kl"].mean())
+        return {"kl": kl, "active_units": float(active.sum()), "mutual_information": information}
 
 
 class Reconstruction(Given):
@@ -154,9 +203,9 @@ class TextLikelihood(Given):
 
     A token is predicted from what stands before it in its window (of a masked model, from any part of it), so without
     overlap the first tokens of a window have little context. Gives nats_per_token; perplexity = exp(nats_per_token);
-    of the text, whatever its vocabulary: bits_per_byte, bits_per_character, and word_perplexity = exp(nats of the
-    split / words between white space) (none of the three where the data has unknown words, the last not in scripts
-    without spaces).
+    nats_per_document where each item is one; of the text, whatever its vocabulary: bits_per_byte, bits_per_character,
+    and word_perplexity = exp(nats of the split / words between white space) (none of the three where the data has
+    unknown words, the last not in scripts without spaces).
 
     Args:
         context: inputs a window; None: those of the data's own windows.
@@ -218,6 +267,7 @@ class TextLikelihood(Given):
         return {
             "windows": len(rows["sum"]),
             "of": of,
+            "documents": getattr(source, "documents", None) is not None,
             "tokens": int(rows["tokens"].sum()),
             **{f"{unit}s_per_token": units.get(unit) for unit in ("byte", "character", "word")},
             "context": longest,
@@ -229,6 +279,8 @@ class TextLikelihood(Given):
         facts = self.facts
         nats = -self.judged.data["sum"].sum().item() / max(facts["tokens"], 1)
         values = {"nats_per_token": nats, "perplexity": _exp(nats)}
+        if facts["documents"]:  # one an item
+            values["nats_per_document"] = nats * facts["tokens"] / facts["windows"]
         for unit in ("byte", "character"):
             if facts[f"{unit}s_per_token"] is not None:
                 values[f"bits_per_{unit}"] = nats / math.log(2) / facts[f"{unit}s_per_token"]
