@@ -118,7 +118,7 @@ class Stops:
     hold a string of n bytes that ends in the last of them.
     """
 
-    def __init__(self, strings: Sequence[str], reader: Reader) -> None:
+    def __init__(self, strings: Sequence[str], reader: Any) -> None:
         self.strings, self.tokenizer, self.end = strings, reader.tokenizer, getattr(reader, "end", None)
         self.span = max((len(s.encode()) for s in strings), default=0)
 

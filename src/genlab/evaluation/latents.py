@@ -171,10 +171,13 @@ class Panels:
         """From the words of real targets to those of their sources."""
         if self.data is None or not isinstance(self.model, Attends):
             return None
-        words = self.model.tokenizer
+        tokenizer = self.model.tokenizer
+
+        def words(ids: list[int]) -> list[str]:
+            return [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
         maps = [
-            (weights, *([words.decode([i], skip_special_tokens=False) for i in ids] for ids in (rows, columns)))
-            for weights, rows, columns in self.model.attention(self.batch(pairs))
+            (weights, words(rows), words(columns)) for weights, rows, columns in self.model.attention(self.batch(pairs))
         ]
         save_attention(path := stem.with_name(f"{stem.name}.png"), maps)
         return path

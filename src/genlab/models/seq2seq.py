@@ -61,7 +61,7 @@ class Seq2Seq(LanguageModel):
         self.network, self.context, self.label_smoothing, self.prefix = network, context, label_smoothing, prefix
         self.length_ratio, self.length_extra, self.chunk_size = length_ratio, length_extra, chunk_size
         ids = network.config
-        self.begin, self.end, self.pad = ids.decoder_start_token_id, ids.eos_token_id, ids.pad_token_id
+        self.first, self.end, self.pad = ids.decoder_start_token_id, ids.eos_token_id, ids.pad_token_id
         if gradient_checkpointing:
             self.checkpoint_gradients(network)
 
@@ -101,7 +101,7 @@ class Seq2Seq(LanguageModel):
         """What the network reads of a batch to predict its labels, each from those before it."""
         ids, mask = self.framed(batch["source"])
         labels = batch["labels"]
-        before = torch.cat([labels.new_full((len(labels), 1), self.begin), labels[:, :-1]], 1)
+        before = torch.cat([labels.new_full((len(labels), 1), self.first), labels[:, :-1]], 1)
         before = before.masked_fill(before == IGNORED, self.pad)  # after a row's end nothing is predicted
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": before}
 
@@ -147,8 +147,11 @@ class Seq2Seq(LanguageModel):
         source = (condition or {}).get("source")
         if source is None:
             raise ConfigError('this model needs a source: condition.source="TEXT", or conditions=FILE, a source a line')
-        begin = torch.full((len(seeds), 1), self.begin, device=seeds.device)
-        return sampler.decode(SourceReader(self, source), begin, seeds).tokens[:, 1:]
+        return sampler.decode(SourceReader(self, source), self.begin(seeds), seeds).tokens[:, 1:]
+
+    def begin(self, seeds: Tensor) -> Tensor:
+        """The token before each target, int64 [B, 1]."""
+        return torch.full((len(seeds), 1), self.first, device=seeds.device)
 
     def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
         """Weights of the last layer, the mean over the heads, see genlab.evaluation.latents.Attends. A row is what the
