@@ -183,6 +183,8 @@ def test_bad_sources_are_refused() -> None:
         ours.sample(torch.arange(2))
     with pytest.raises(ConfigError, match=r"a source of 60 tokens, with 1 around it, is beyond model\.context=48"):
         ours.sample(torch.arange(1), {"source": torch.full((1, 60), 5)}, BeamSearch())
+    with pytest.raises(ConfigError, match=r"model\.prefix: character 'Z' \(U\+005A\) at 0 of 'Z' is not in the vocab"):
+        model(prefix="Z").sample(torch.arange(1), {"source": torch.full((1, 6), 5)}, BeamSearch())
 
 
 def test_attention_is_drawn(tmp_path: Path) -> None:
