@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from genlab.data import corpora
-from genlab.data.corpora import OTHER, chinese_poetry, clean, form_of, shakespeare_works
+from genlab.data.corpora import (
+    OTHER,
+    chinese_poetry,
+    clean,
+    debian_synopsis,
+    form_of,
+    shakespeare_works,
+    stem_of,
+)
 from genlab.data.fetch import fetch, present
 from genlab.errors import DataError
 from genlab.files import cache_root
@@ -84,6 +92,33 @@ def test_works_are_made_of_the_packages_files(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "lear.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"lear\.txt: not the expected text"):
         shakespeare_works(tmp_path, tmp_path)
+
+
+def test_pairs_are_made_of_an_index_of_descriptions(tmp_path: Path) -> None:
+    long = "A program that " + "does much, and " * 6 + "ends."
+    packages = {
+        "foo": ("does  much", f" {long[:44]}\n {long[44:]}\n .\n Another paragraph.\n"),
+        "foo-doc": ("does much (documentation)", f" {long}\n This package has the documentation.\n"),
+        "libfoo1": ("does much", f" {long}\n"),  # the first paragraph was there before
+        "short": ("is short", " Too short.\n"),
+        "longer": ("is long", " " + "word " * 121 + "\n"),
+        "bare": ("has no description", ""),
+    }
+    stanzas = [f"Package: {name}\nDescription-md5: 0\nDescription-en: {s}\n{d}" for name, (s, d) in packages.items()]
+    (tmp_path / "Translation-en").write_text("\n".join(stanzas), encoding="utf-8")
+    debian_synopsis(tmp_path, tmp_path)
+    found = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert found == [
+        {"source": long, "target": "does much", "group": "foo"},
+        {
+            "source": f"{long} This package has the documentation.",
+            "target": "does much (documentation)",
+            "group": "foo",
+        },
+    ]
+    alike = ("foo", "foo-dev", "foo-doc", "libfoo1", "libfoo-1.2-0", "python3-foo", "libfoo-perl", "foo-common-dbg")
+    assert {stem_of(package) for package in alike} == {"foo"}
+    assert [stem_of(package) for package in ("python3", "foo-bar-dev", "0ad")] == ["python3", "foo-bar", "0ad"]
 
 
 @pytest.mark.data

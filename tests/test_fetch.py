@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import json
+import lzma
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_files import tgz
@@ -282,6 +286,40 @@ def test_apt_with_lists_of_its_own_and_pip(monkeypatch: pytest.MonkeyPatch, tmp_
     log = (tmp_path / "bin" / "log").read_text()
     assert "-m pip download --no-deps" in log
     assert "--only-binary=:all: toy==1" in log
+
+
+def test_an_index_of_apt_and_the_same_file_packed(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """The index lies under the name of a mirror; another release's is not taken, nor one that has changed."""
+    index = f"Package: foo\nDescription-en: does much\n {'does much ' * 12}\n".encode() + b"\nPackage: bar" * 20
+    (tmp_path / "index").write_bytes(index)
+    script = f"mkdir -p lists; cp {tmp_path}/index lists/mirror.example_debian_dists_sid_main_i18n_Translation-en"
+    fake_client(tmp_path / "bin", "apt-get", script, monkeypatch)
+    made = {"source": ("does much " * 12).strip(), "target": "does much", "group": "foo"}
+    contents = {"pairs.jsonl": (json.dumps(made) + "\n").encode()}
+    build, sha256 = "genlab.data.corpora.debian_synopsis", hashlib.sha256(index).hexdigest()
+    options: dict[str, Any] = {
+        "build": build,
+        "needs": ("Translation-en",),
+        "needs_sha256": sha256,
+        "limit": len(index),
+    }
+    url = serve({"/Translation-en.xz": lzma.compress(index)}).url + "Translation-en.xz"
+    for get in ("apt-index:sid/main/i18n/Translation-en", url):
+        entry(monkeypatch, Route(get, **options), contents=contents)
+        assert (fetch("toy") / "pairs.jsonl").read_bytes() == contents["pairs.jsonl"]
+        (tmp_path / "cache" / "toy" / "pairs.jsonl").unlink()
+    wrong = (
+        ({"limit": len(index) - 1}, url, f"Translation-en.xz: would unpack to more than {len(index) - 1} bytes"),
+        ({"needs_sha256": "ab" * 32}, url, f"Translation-en: sha256 is {sha256}, expected {'ab' * 32}"),
+        ({}, "apt-index:woody/main/i18n/Translation-en", "apt is not set up for woody/main/i18n/Translation-en here"),
+    )
+    for changed, get, message in wrong:
+        entry(monkeypatch, Route(get, **{**options, **changed}), contents=contents)
+        with pytest.raises(DataError, match=re.escape(message)):
+            fetch("toy")
+    assert not (tmp_path / "cache" / "toy" / "pairs.jsonl").exists()
 
 
 def test_a_source_package_is_taken_by_its_hash_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

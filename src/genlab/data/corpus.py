@@ -97,7 +97,14 @@ class Documents:
             ConfigError: no document in train or val, or none short enough; another size of the vocabulary.
         """
         folder, key = self.prepared()
-        stored = tokens_of(self.name, folder, key, encoding)
+        key = digest([FORMAT, key, encoding.options(), version("tokenizers")])
+
+        def make(target: Path) -> None:
+            tqdm.write(f"{self.name}: {encoding.kind} tokens are made, once")
+            token_files.make(folder, target, encoding)
+
+        stored = TokenFiles(made_once(cache_root() / "text" / f"tokens-{key[:24]}", make))
+        check_size(stored.tokenizer, encoding.vocab_size, f"{self.name}: the {encoding.kind} vocabulary", "tokens")
         report = read_json(folder / REPORT)
         parts: dict[Split, Part] = {}
         for split in ("train", "val", "test"):
@@ -146,20 +153,3 @@ class Documents:
 
         # Of the bytes of [UNK] nothing is predicted.
         return Part(stored.tokens(split), origin, facts, texts, None if meta["unknown"] else predicted, counted, chosen)
-
-
-def tokens_of(name: str, folder: Path, key: str, encoding: Encoding) -> TokenFiles:
-    """The tokens of a prepared folder, whose content has this key; made at first use.
-
-    Raises:
-        ConfigError: another size of the vocabulary; see `genlab.data.token_files.make`.
-    """
-    key = digest([FORMAT, key, encoding.options(), version("tokenizers")])
-
-    def make(target: Path) -> None:
-        tqdm.write(f"{name}: {encoding.kind} tokens are made, once")
-        token_files.make(folder, target, encoding)
-
-    stored = TokenFiles(made_once(cache_root() / "text" / f"tokens-{key[:24]}", make))
-    check_size(stored.tokenizer, encoding.vocab_size, f"{name}: the {encoding.kind} vocabulary", "tokens")
-    return stored

@@ -35,12 +35,6 @@ from genlab.files import cache_root, cannot_write, locked, sha256_of
 
 CONNECT_TIMEOUT = 5.0  # seconds; an offline machine goes on to the packages after this
 READ_TIMEOUT = 20.0  # seconds without a byte
-# English descriptions, uncompressed, and no lists of packages.
-APT_INDEX = """#clear Acquire::Languages;
-Acquire::Languages { "en"; };
-#clear Acquire::IndexTargets::deb::Packages;
-Acquire::GzipIndexes "false";
-"""
 NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _unreachable: set[str] = set()  # hosts that did not answer in this process
 _reached: set[str] = set()
@@ -268,8 +262,8 @@ def _package(spec: str, work: Path, name: str, sdist_sha256: str = "") -> Path:
         (work / "lists" / "partial").mkdir(parents=True)
         (work / "cache" / "archives" / "partial").mkdir(parents=True)
         if kind == "apt-index":
-            (work / "apt.conf").write_text(APT_INDEX)
-            _client([["apt-get", "-c", "apt.conf", *options, *private, "update"]], work, name, found=bool)
+            private += ["-oAcquire::Languages=en", "-oAcquire::GzipIndexes=false"]
+            _client([["apt-get", *options, *private, "update"]], work, name, found=bool)
             index = next(work.glob(f"lists/*_dists_{package.replace('/', '_')}"), None)
             if index is None:
                 raise Unavailable(f"apt is not set up for {package} here")

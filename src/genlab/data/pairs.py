@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genlab.data.corpus import tokens_of
-from genlab.data.documents import count_units
-from genlab.data.fetch import fetch, find
 from genlab.data.manifest import Manifest
-from genlab.data.module import SPLITS, Common, DataModule, Positive, Split
-from genlab.data.parallel import WHERE, Parallel
-from genlab.data.prepare import REPORT
-from genlab.data.registry import DATASETS
+from genlab.data.module import Common, Positive, Split
 from genlab.data.sources import Batch, Source
-from genlab.data.token_files import Encoding, TokenFiles, records
-from genlab.data.vocabulary import PAD, Kind, vocabulary_digest
+from genlab.data.splits import Part
+from genlab.data.text import Text
+from genlab.data.token_files import records
+from genlab.data.vocabulary import PAD, Kind
 from genlab.data.windows import IGNORED, widened
 from genlab.errors import ConfigError
-from genlab.files import read_json
 from genlab.settings import check_settings
 
 ENDED = -1  # as genlab.decoding.reading.ENDED
@@ -34,24 +29,27 @@ Fraction = Annotated[float, "ge 0, lt 1"]
 
 
 class PairSource(Source):
-    """Pairs of token files, whose documents 2i and 2i + 1 are a source and its target.
-
-    A batch has "source", int64 [B, S], a source's ids and -1 after them, and "labels", int64 [B, T], a target's ids
-    with the end of text, and -100 after them. S and T are the longest of the batch.
+    """Pairs of token files. A batch has "source", int64 [B, S], a source's ids and -1 after them, and "labels", int64
+    [B, T], a target's ids with the end of text, and -100 after them; S and T are the longest of the batch.
 
     Args:
         tokens: as of `genlab.data.windows.Windows`.
         spans: int64 [4, N]: first token of each source, the one after its last, and the same of the target.
-        file: JSON Lines of the texts, two a pair.
-        ids: int64 [N], places of the pairs in it.
+        file: JSON Lines of the texts, the sources and targets in turn.
+        pairs: int64 [N], places of the pairs in it.
         origin: what messages call it.
     """
 
-    def __init__(self, tokens: Tensor, spans: Tensor, file: Path, ids: Tensor, origin: str) -> None:
-        self.tokens, self.spans, self.file, self.ids, self.origin = tokens, spans, file, ids, origin
+    def __init__(
+        self, tokens: Tensor, spans: Tensor, file: Path, pairs: Tensor, origin: str, by_length: bool = False
+    ) -> None:
+        self.tokens, self.spans, self.file, self.pairs, self.origin = tokens, spans, file, pairs, origin
+        if by_length:  # in bands of three of the source's lengths the target's go up and down: both differ little
+            band, target = (spans[1] - spans[0]) // 3, spans[3] - spans[2]
+            self.lengths = band * (2 * target.max() + 1) + torch.where(band % 2 == 0, target, -target)
 
     def __len__(self) -> int:
-        return self.spans.shape[1]
+        return len(self.pairs)
 
     def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
         source, source_end, target, target_end = self.spans[:, ids]
@@ -65,50 +63,49 @@ class PairSource(Source):
         return self.spans[3, ids] - self.spans[2, ids]
 
     @cached_property
-    def texts(self) -> list[str]:
-        """Sources and targets in turn, of all pairs of the file."""
-        return [record["text"] for record in records(self.file)]
+    def targets(self) -> list[str]:
+        """Targets of all pairs of the file, as they stand there."""
+        return [record["text"] for record in records(self.file)][1::2]
 
     def references(self, ids: Tensor) -> list[list[str]]:
-        return [[self.texts[2 * place + 1]] for place in self.ids[ids].tolist()]
+        return [[self.targets[place]] for place in self.pairs[ids].tolist()]
 
     @property
     def nbytes(self) -> int:
         return self.tokens.nbytes + self.spans.nbytes
 
     def to(self, device: torch.device) -> PairSource:
-        other = copy.copy(self)
-        other.tokens, other.spans = self.tokens.to(device), self.spans.to(device)
-        return other
+        return PairSource(self.tokens.to(device), self.spans.to(device), self.file, self.pairs, self.origin)
 
     def select(self, ids: np.ndarray) -> PairSource:
-        other, chosen = copy.copy(self), torch.from_numpy(ids)
-        other.spans, other.ids = self.spans[:, chosen], self.ids[chosen]
-        other.lengths = None if self.lengths is None else self.lengths[chosen]
-        return other
+        chosen, by_length = torch.from_numpy(ids), self.lengths is not None
+        return PairSource(self.tokens, self.spans[:, chosen], self.file, self.pairs[chosen], self.origin, by_length)
 
 
-class Pairs(DataModule):
-    """Pairs of texts; the batch is that of `PairSource`. Files and splits: `genlab.data.parallel.Parallel`.
+class Pairs(Text):
+    """Pairs of texts; the batch is that of `PairSource`. Files and splits: `genlab.data.parallel`.
 
     A pair with a side beyond its bound is left out of its split; how many is said, and stands in the manifest.
 
     Args:
         vocab_size: tokens of the vocabulary of both sides, special ones included; asserted.
-        path: a folder or a file; None: the registry's set of this name, fetched at first use.
-        source, target: languages (suffixes of files of lines), or names of fields of records.
-        group, test, empty, val_fraction, test_fraction: see Parallel.
+        path: a folder or a file; None: the standard set of this name, fetched at first use.
+        source: a language (the suffix of files of lines), or a field of records.
+        target: likewise.
+        group: field of the records of one file: one group falls in one split.
+        test: the test files' name without suffix.
         tokenizer: see `genlab.data.vocabulary`; trained on both sides of train.
-        vocabulary: of a pretrained model, in the place of a made one, see `genlab.data.text.Text`.
+        vocabulary: of a pretrained model, see `genlab.data.text.Text`.
         max_source: tokens of a source at most.
         max_target: tokens of a target at most, the end of text included.
+        empty: "refuse": a pair with an empty side is an error; "drop": it is left out and counted.
+        val_fraction: of the groups, or of the sources, of one file.
+        test_fraction: likewise.
         by_length: training batches are of pairs of like length, so that little is padding.
 
     Raises:
         ConfigError: options that do not go together.
     """
-
-    modality = "text"
 
     def __init__(
         self,
@@ -132,65 +129,37 @@ class Pairs(DataModule):
         **common: Unpack[Common],
     ) -> None:
         check_settings(Pairs.__init__, locals(), "data.")
-        super().__init__(name, **common)
         if source == target:
             raise ConfigError(f"data.source and data.target are both {source!r}; name the two sides of a pair")
-        self.path, self.max_source, self.max_target, self.by_length = path, max_source, max_target, by_length
-        self.rule = (source, target), test, group, empty, val_fraction, test_fraction
-        self.vocab_size, self.encoding = vocab_size, Encoding(tokenizer, vocab_size, (PAD,), vocabulary=vocabulary)
+        super().__init__(
+            name, split="lines", vocab_size=vocab_size, block_size=max_target, path=path, tokenizer=tokenizer,
+            vocabulary=vocabulary, windows="epoch", documents="single", by_length=by_length, special_tokens=(PAD,),
+            **common,
+        )  # fmt: skip
+        self.rule, self.longest = ((source, target), test, group, empty, val_fraction, test_fraction), sys.maxsize
+        self.most = {"max_source": max_source, "max_target": max_target}
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
-        if self.path is None and self.name not in DATASETS:
-            raise ConfigError(f"data.path: {self.name} is not fetched; {WHERE}")
-        path = fetch(self.name) / find(self.name).files[0].name if self.path is None else Path(self.path).expanduser()
-        folder = Parallel(path, *self.rule).prepared()
-        report = read_json(folder / REPORT) or {}
-        stored = tokens_of(self.name, folder, folder.name, self.encoding)
-        self.tokenizer = stored.tokenizer
-        facts = {
-            "vocab_size": self.vocab_size,
-            "vocabulary_sha256": vocabulary_digest(self.tokenizer),
-            "unit": "pretrained token" if self.encoding.vocabulary else self.encoding.kind,
-            "max_source": self.max_source,
-            "max_target": self.max_target,
-        }
-        sources: dict[Split, Source] = {}
-        splits: dict[str, dict[str, Any]] = {}
-        for split in SPLITS:
-            sources[split], splits[split] = self._part(split, stored, folder / f"{split}.jsonl")
-            splits[split]["from"] = report["kept"][split]["from"]
-        dropped = {cause: row["documents"] for cause, row in report["dropped"].items()}
-        return sources, Manifest(self.name, self.modality, facts, splits, {**report["options"], "dropped": dropped})
+        sources, manifest = super().load()
+        facts = {key: manifest.facts[key] for key in ("vocab_size", "vocabulary_sha256", "unit")}
+        return sources, replace(manifest, facts={**facts, **self.most})
 
-    def _part(self, split: Split, stored: TokenFiles, file: Path) -> tuple[PairSource, dict[str, Any]]:
-        ends = stored.ends(split)
-        starts = torch.cat([torch.ones(1, dtype=torch.int64), ends[:-1]])
+    def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Source:
+        assert part.documents is not None
+        starts, ends = part.documents
         spans = torch.stack([starts[0::2], ends[0::2] - 1, starts[1::2], ends[1::2]])
         source, target = spans[1] - spans[0], spans[3] - spans[2]
-        long = {"max_source": source > self.max_source, "max_target": target > self.max_target}
-        fit = ((source > 0) & ~long["max_source"] & ~long["max_target"]).nonzero()[:, 0]
-        words = ", ".join(f"{int(too.sum())} for data.{name}={getattr(self, name)}" for name, too in long.items())
-        if not len(fit):
-            raise ConfigError(f"{self.name} ({split}): all {len(source)} pairs are too long ({words}); raise it")
-        if len(fit) < len(source):
-            tqdm.write(f"{self.name} ({split}): {len(source) - len(fit)} of {len(source)} pairs are left out ({words})")
-        items = PairSource(stored.tokens(split), spans[:, fit], file, fit, f"{self.name} ({split})")
-        if self.by_length:  # in bands of three of the source's lengths the target's go up and down: both differ little
-            band = source // 3
-            items.lengths = (band * (2 * target.max() + 1) + torch.where(band % 2 == 0, target, -target))[fit]
-        left_out = {f"longer_than_{name}": int(too.sum()) for name, too in long.items()}
-        return items, {"count": len(fit), **stored.meta["splits"][split], **left_out}
-
-    def texts(self, split: Split) -> Iterator[tuple[str, str]]:
-        """The sources and targets of a split in turn, those that are too long among them."""
-        source: Any = self.source(split)
-        yield from ((record["source"], record["text"]) for record in records(source.file))
-
-    def units_per_token(self, split: Split) -> dict[str, float] | None:
-        """Of the targets, whose tokens and ends are what is predicted; None where some of them are [UNK]."""
-        source: Any = self.source(split)
-        ids = torch.arange(len(source))
-        units = count_units(text for (text,) in source.references(ids))
-        tokens = int(source.counted(ids, ids).sum())
-        unknown = self.manifest.splits[split]["unknown"]
-        return None if unknown else {unit: count / tokens for unit, count in units.items()}
+        over = {"max_source": source > self.most["max_source"], "max_target": target > self.most["max_target"]}
+        pairs = ((source > 0) & ~over["max_source"] & ~over["max_target"]).nonzero()[:, 0]
+        words = ", ".join(f"{int(over[name].sum())} for data.{name}={most}" for name, most in self.most.items())
+        if not len(pairs):
+            raise ConfigError(f"{part.origin}: all {len(source)} pairs are too long ({words}); raise it")
+        if len(pairs) < len(source):
+            tqdm.write(f"{part.origin}: {len(source) - len(pairs)} of {len(source)} pairs are left out ({words})")
+        file = Path(str(self.documents.path)) / f"{split}.jsonl"
+        items = PairSource(part.tokens, spans[:, pairs], file, pairs, part.origin, self.by_length)
+        del part.facts["documents"], part.facts["longer_than_block_size"]
+        part.facts.update({f"longer_than_{name}": int(beyond.sum()) for name, beyond in over.items()})
+        texts = part.predicted_texts and (lambda: [text for (text,) in items.references(torch.arange(len(pairs)))])
+        self._parts[split] = replace(part, predicted=int(target[pairs].sum()), predicted_texts=texts)
+        return items

@@ -13,12 +13,13 @@ from genlab.data.documents import count_units
 from genlab.data.fetch import fetch, find
 from genlab.data.manifest import Manifest
 from genlab.data.module import Common, DataModule, Loader, Positive, Split
-from genlab.data.parallel import WHERE, Parallel
+from genlab.data.parallel import WHERE, prepared
 from genlab.data.prepare import Preparation
+from genlab.data.registry import DATASETS
 from genlab.data.sources import Source
 from genlab.data.splits import Part, Parts, files, share
 from genlab.data.token_files import Encoding
-from genlab.data.vocabulary import END, KINDS, PAD, Kind, vocabulary_digest
+from genlab.data.vocabulary import ENDS, KINDS, PAD, Kind, vocabulary_digest
 from genlab.data.windows import Windows
 from genlab.errors import ConfigError
 from genlab.files import cache_root
@@ -120,9 +121,10 @@ class Text(DataModule):
         if documents == "single" and windows != "epoch":
             raise ConfigError(f"data.documents=single has no {windows} windows; set data.windows=epoch")
         self.split, self.vocab_size, self.block_size, self.windows = split, vocab_size, block_size, windows
-        self.path, self.vocabulary, self.verify, self.language, self.test = path, vocabulary, verify, language, test
-        self.train_fraction, self.characters, self.single = train_fraction, characters, documents == "single"
-        self.by_length = by_length
+        self.path, self.vocabulary, self.verify = path, vocabulary, verify
+        self.train_fraction, self.characters, self.by_length = train_fraction, characters, by_length
+        self.longest = block_size if documents == "single" else None
+        self.rule: tuple[Any, ...] = ((language,), test)  # of lines, see `genlab.data.parallel.prepared`
         self.encoding = Encoding(
             tokenizer, vocab_size, tuple(special_tokens), tuple(condition), condition_values, select, vocabulary
         )
@@ -134,13 +136,14 @@ class Text(DataModule):
         if self.split == "share":
             path = path or fetch(self.name) / find(self.name).files[0].name
             return share(self.name, path, self.train_fraction, self.characters, self.vocabulary, self.vocab_size)
-        if self.split == "lines" and path is None:
-            raise ConfigError(f"data.path: {self.name} is not fetched; {WHERE}")
         if self.split == "lines":
-            self.documents = replace(self.documents, path=str(Parallel(path, (self.language,), self.test).prepared()))
+            if path is None and self.name not in DATASETS:
+                raise ConfigError(f"data.path: {self.name} is not fetched; {WHERE}")
+            path = path or fetch(self.name) / find(self.name).files[0].name
+            self.documents = replace(self.documents, path=str(prepared(path, *self.rule)))
         if self.split == "files":
             return files(self.name, path or cache_root() / self.name, self.verify, self.vocab_size)
-        return self.documents.encoded(self.encoding, self.block_size if self.single else None)
+        return self.documents.encoded(self.encoding, self.longest)
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         read = self._read()
@@ -160,8 +163,8 @@ class Text(DataModule):
                 splits[alias] = {**splits["val"], "from": "alias of val"}
         return sources, Manifest(self.name, self.modality, facts, splits, read.filter)
 
-    def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Windows:
-        pads = [self.tokenizer.token_to_id(token) for token in (PAD, END)]
+    def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Source:
+        pads = [self.tokenizer.token_to_id(token) for token in (PAD, *ENDS)]
         rule: dict[str, Any] = {}
         if part.documents is not None:
             pad = next(pad for pad in pads if pad is not None)

@@ -31,14 +31,15 @@ Kind = Literal["byte_bpe", "bpe", "unigram", "words", "characters"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LOSSLESS: tuple[Kind, ...] = ("byte_bpe", "bpe", "unigram", "characters")
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "[PAD]", "[MASK]", "[UNK]"
+ENDS = (END, "</s>")  # what ends a text; the second is of T5's and BART's vocabularies
 OPTIONAL = (PAD, MASK)
 # GPT-2's split into words, numbers, punctuation and spaces (openai/gpt-2, src/encoder.py).
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def end_token(tokenizer: Tokenizer) -> str | None:
-    """The token that ends a text: <|endoftext|>, or </s> of T5's and BART's vocabularies; None: it has none."""
-    return next((token for token in (END, "</s>") if tokenizer.token_to_id(token) is not None), None)
+    """The token that ends a text; None: the vocabulary has none."""
+    return next((token for token in ENDS if tokenizer.token_to_id(token) is not None), None)
 
 
 def condition_token(field: str, value: str) -> str:

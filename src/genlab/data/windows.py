@@ -137,15 +137,13 @@ class Windows(Source):
     def select(self, ids: np.ndarray) -> Windows:
         if self.documents is None:
             raise ConfigError(f"{self.origin}: text is split by fraction, not by item")
-        chosen = torch.from_numpy(ids)
-        other = self._with(self.tokens, [part[chosen] for part in self.documents])
-        other.lengths = None if self.lengths is None else self.lengths[chosen]
-        return other
+        return self._with(self.tokens, [part[torch.from_numpy(ids)] for part in self.documents])
 
     def _with(self, tokens: Tensor, documents: list[Tensor]) -> Windows:
         other = copy.copy(self)
         other.tokens = tokens
         other.documents = (documents[0], documents[1]) if documents else None
+        other.lengths = None if self.lengths is None else documents[1] - documents[0]
         return other
 
 
