@@ -10,6 +10,8 @@ the ratios is given with their range.
     start      `python train.py` on a warm cache: seconds to the end of the first training step
     text       the same on a text of 200 MB against one of 1 MB, both with a warm cache; and the peak of memory
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
+    seq2seq    experiment=marian_multi30k_cpu (--path DIR) against transformers' Seq2SeqTrainer, one thread, the same
+               network, batches and optimizer: updates a CPU second, and the losses of both
     inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
 """
 
@@ -315,9 +317,15 @@ def protection(repeats: int) -> dict[str, Any]:
     return {f"share of {key}": summary(found) for key, found in shares.items()}
 
 
-MEASURED: dict[str, Callable[[int], dict[str, Any]]] = {
+def seq2seq(repeats: int, path: Path) -> dict[str, Any]:
+    import benchmark_seq2seq
+
+    return benchmark_seq2seq.compared(repeats, path)
+
+
+MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
-    "start": start, "text": text, "protection": protection,
+    "start": start, "text": text, "protection": protection, "seq2seq": seq2seq,
 }  # fmt: skip
 
 
@@ -326,8 +334,10 @@ def main() -> None:
     parser.add_argument("what", choices=MEASURED)
     parser.add_argument("--repeats", type=int, default=5, help="pairs that are measured")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
+    parser.add_argument("--path", type=Path, help="files of Multi30k, which seq2seq needs")
     arguments = parser.parse_args()
-    measured = MEASURED[arguments.what](arguments.repeats)
+    options = {"path": arguments.path} if arguments.what == "seq2seq" else {}
+    measured = MEASURED[arguments.what](arguments.repeats, **options)
     result = {
         "what": arguments.what,
         "date": time.strftime("%Y-%m-%d"),

@@ -50,7 +50,7 @@ def command(
     environment: Mapping[str, str] | None = None,
     before: Callable[[], Any] | None = None,
     apart: bool = False,
-    timeout: float = 120,
+    timeout: float = 300,
 ) -> Done:
     """`python ARGUMENTS` with `folder` as the working directory.
 
@@ -92,7 +92,7 @@ class Begun:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
-    def until(self, condition: Callable[[], Any], timeout: float = 120) -> Any:
+    def until(self, condition: Callable[[], Any], timeout: float = 300) -> Any:
         """Waits for a true value of `condition`, which it returns, while the command goes on."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
@@ -104,7 +104,7 @@ class Begun:
     def signal(self, number: int) -> None:
         os.kill(self.process.pid or 0, number)
 
-    def end(self, timeout: float = 120) -> Done:
+    def end(self, timeout: float = 300) -> Done:
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()

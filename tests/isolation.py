@@ -20,9 +20,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Environment and signal handlers are afterwards what they were."""
+    """Environment and signal handlers are afterwards what they were. Within, SIGHUP is obeyed, also under nohup."""
     environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    if handlers[signal.SIGHUP] is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         yield
     finally:

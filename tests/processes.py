@@ -8,6 +8,7 @@ import gc
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -75,6 +76,7 @@ def as_a_process(log: str | Path, variables: Mapping[str, str]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a shell begins it, also where these tests run under nohup
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loaders: Linux's own before Python 3.14
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from processes import as_a_process, server, together
 from genlab.cli.check import check
 from genlab.cli.ranks import free_port, worker_environment
 from genlab.cli.train import open_run, with_debug
+from genlab.data.vocabulary import END, PAD, train_tokenizer
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
 from genlab.runs.metrics import read_rows
@@ -48,6 +50,12 @@ SMALL = {
     "model=masked_diffusion": _TRANSFORMER,
     "model=mlm": _TRANSFORMER,
     "model=lstm": ("model.network.embedding=16", "model.network.width=32"),
+    "model=seq2seq": (
+        "model.network.config.d_model=32",
+        "model.network.config.encoder_ffn_dim=32",
+        "model.network.config.decoder_ffn_dim=32",
+        "model.network.config.dropout=0.0",
+    ),
     "model=text_gan": (
         "model.generator.embedding=8",
         "model.generator.width=16",
@@ -85,6 +93,15 @@ def make_text(path: Path, characters: int = 65, count: int = 4000) -> Path:
     return path
 
 
+def make_pairs(path: Path, count: int = 60) -> Path:
+    """Pairs of 2 to 9 letters: the source in small ones, the target in capitals, of "abcdefgh" (18 tokens with two)."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 2 + i % 8)) for i in range(count)]
+    rows = [json.dumps({"source": word, "target": word.upper()}) for word in ["abcdefgh", *words]]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml as train.py would have it, checked, debug overlay applied."""
     GlobalHydra.instance().clear()
@@ -111,6 +128,12 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
             f"data.shape={list(data.shape)}",
             f"data.num_classes={'null' if data.num_classes is None else data.num_classes}",
         ]
+    if "max_source" in data:
+        path = make_pairs(folder / "pairs.jsonl")
+        own = config.model.network.get("path") is not None
+        return ["data=pairs", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
+                "data.val_fraction=0.3", "data.test_fraction=0.1",
+                *([f"model.network.path={make_pretrained_pairs(folder / 'pretrained')}"] if own else [])]  # fmt: skip
     pretrained = config.model.get("network", {}).get("path")
     size = 65 if pretrained is not None else min(data.vocab_size, 200)
     path = make_text(folder / "text.txt", size)
@@ -132,6 +155,18 @@ def make_pretrained(folder: Path, vocab_size: int) -> Path:
                         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
                         bos_token_id=None, eos_token_id=None)  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_pretrained_pairs(folder: Path) -> Path:
+    """The same of a small T5 with the vocabulary of `make_pairs`."""
+    from transformers.models.t5 import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=18, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0,
+                      eos_token_id=0, pad_token_id=1, decoder_start_token_id=1)  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    train_tokenizer("characters", 18, [], "abcdefghABCDEFGH", [END, PAD]).save(str(folder / "tokenizer.json"))
     return folder
 
 

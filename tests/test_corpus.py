@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
 from genlab.cli.compose import compose_config
+from genlab.cli.condition_values import condition_rows
 from genlab.cli.targets import instantiate
-from genlab.conditions import Prompt, condition_rows
+from genlab.conditions import Prompt
 from genlab.data import corpus, token_files
 from genlab.data.corpus import PYTHON
 from genlab.data.fetch import present

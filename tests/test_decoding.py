@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,10 +195,11 @@ def test_a_stop_string_with_a_space_before_it() -> None:
 
     tokenizer = Tokenizer(models.WordLevel({"▁Tom": 0, "▁and": 1, "▁Ann": 2, "s": 3}))
     tokenizer.decoder = decoders.Metaspace()
+    reader: Any = SimpleNamespace(tokenizer=tokenizer)
     rows, lengths = torch.tensor([[0, 1], [0, 2], [1, 0], [0, 3]]), torch.tensor([1, 1, 1, 1])
-    assert Stops([" and"], tokenizer).met(rows, lengths, torch.ones(4, dtype=torch.bool)).tolist() == [
+    assert Stops([" and"], reader).met(rows, lengths, torch.ones(4, dtype=torch.bool)).tolist() == [
         True, False, False, False]  # fmt: skip
-    assert Stops(["s", " Ann"], tokenizer).met(rows, lengths, torch.ones(4, dtype=torch.bool)).tolist() == [
+    assert Stops(["s", " Ann"], reader).met(rows, lengths, torch.ones(4, dtype=torch.bool)).tolist() == [
         False, True, False, True]  # fmt: skip
 
 

@@ -24,10 +24,11 @@ from runs import ROOT, new_run, small_run, work
 from genlab import load_run
 from genlab.cli import targets
 from genlab.cli.build import load_weights
+from genlab.cli.condition_values import read_conditions
 from genlab.cli.hydra_main import _readable, complain
 from genlab.cli.hydra_node import check_hydra
 from genlab.cli.stored import literal, load_yaml
-from genlab.conditions import Condition, read_conditions
+from genlab.conditions import Condition
 from genlab.data.characters import text_blocks
 from genlab.data.documents import read_documents
 from genlab.data.text import Text

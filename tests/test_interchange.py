@@ -150,7 +150,7 @@ def test_what_transformers_has_not_is_refused(tmp_path: Path) -> None:
     for choice, name in (("model=lstm", "AWDLSTM"), ("model=gan", "GAN")):
         made = new_run(small_run(choice, tmp_path / name))
         assert work(made) == 0, log(made)
-        with pytest.raises(ConfigError, match=f"{name} is no causal language model of transformers"):
+        with pytest.raises(ConfigError, match=f"{name} is no language model of transformers"):
             export(str(made.path), tmp_path / "out", format="transformers")
     with pytest.raises(ConfigError, match="format=onnx: expected genlab or transformers"):
         export(str(made.path), tmp_path / "out", format="onnx")
@@ -187,7 +187,8 @@ def test_the_commands_take_a_folder(run: RunDirectory, tmp_path: Path) -> None:
         "scripts/export.py", f"run={run.path}", f"out={tmp_path / 'out'}", "format=transformers", folder=tmp_path
     )
     assert done.code == 0, done.output
-    assert "transformers.pipeline" in done.output
+    assert "by transformers alone: as" in done.output
+    assert 'pipeline("text-generation", "FOLDER")' in (tmp_path / "out" / "README.md").read_text()
     done = command("sample.py", f"run={tmp_path / 'out'}", "n=2", "sampler.max_new_tokens=5", "device=cpu",
                    f"out={tmp_path / 's'}", folder=tmp_path)  # fmt: skip
     assert done.code == 0, done.output

@@ -21,6 +21,7 @@ from torchmetrics.text import BLEUScore, CharErrorRate, WordErrorRate
 from genlab.cli.build import build_protocol
 from genlab.cli.compose import compose_config
 from genlab.cli.old_protocol import METRICS, new_form, new_keys, record_in_new_form
+from genlab.conditions import Prompt
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
 from genlab.evaluation.judged import images_from, texts_from
@@ -318,6 +319,10 @@ class Texter(Painter):
     modality, conditions = Text(), ()
 
 
+class Continuer(Texter):
+    conditions = (Prompt(),)
+
+
 def test_what_the_model_or_the_data_cannot_give_is_refused(cache: Path) -> None:
     data, model = make_data(cache / "data"), Painter()
     for metrics, options, words in (
@@ -327,13 +332,14 @@ def test_what_the_model_or_the_data_cannot_give_is_refused(cache: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             Protocol(metrics=metrics, n=40, **options).check(model, data, "image")
-    for metrics, options, words in (
-        ({"wer": WordErrorRate()}, {}, "set evaluation.prompt to the number of tokens"),
-        ({"wer": WordErrorRate()}, {"prompt": 3}, "Texter takes no prompt; take 0"),
-        ({"text_copying": TextCopying()}, {}, "reads the training set"),
+    for kind, metrics, options, words in (
+        (Continuer, {"wer": WordErrorRate()}, {}, "set evaluation.prompt to the number of tokens"),
+        (Texter, {"wer": WordErrorRate()}, {}, "with references: Texter makes none that has; take another"),
+        (Texter, {"text_quality": TextQuality()}, {"prompt": 3}, "Texter takes no prompt; take 0"),
+        (Texter, {"text_copying": TextCopying()}, {}, "reads the training set"),
     ):
         with pytest.raises(ConfigError, match=words):
-            Protocol(metrics=metrics, n=40, **options).check(Texter(), object(), "text")
+            Protocol(metrics=metrics, n=40, **options).check(kind(), object(), "text")
 
 
 def test_refused_before_training(tmp_path: Path) -> None:

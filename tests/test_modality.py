@@ -127,6 +127,11 @@ def test_spectrogram_shows_the_tone(tmp_path: Path) -> None:
     assert "http" not in page  # it needs nothing from elsewhere
 
 
+def test_a_page_of_texts_has_the_sources_that_are_no_part_of_them(tmp_path: Path) -> None:
+    page = Text().show(tmp_path / "grid", ["Hello.", "To be or not"], 1, META, ["source Hallo.", "prompt To be"])
+    assert page.read_text() == f"source Hallo.\nHello.{Text.rule}To be or not\n"
+
+
 def test_video_is_shown_moving_and_as_strip(tmp_path: Path) -> None:
     video = Video(8)
     shown = video.show(tmp_path / "grid", ball(20, 32), 2, META)

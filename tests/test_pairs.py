@@ -305,6 +305,7 @@ def _lines(count: int) -> bytes:
     return b"x y\n" * count
 
 
+@pytest.mark.faults(19)
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
@@ -337,6 +338,7 @@ def test_bad_folders(tmp_path: Path, change: Any, options: dict[str, Any], messa
 A, B = {"source": "a", "target": "b"}, {"source": "c", "target": ""}
 
 
+@pytest.mark.faults(19)
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
@@ -360,6 +362,7 @@ def test_bad_records(tmp_path: Path, content: Any, options: dict[str, Any], mess
     assert not list((tmp_path / "cache").rglob("*.jsonl"))
 
 
+@pytest.mark.faults(19)
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from seam_parts import Curve, wave
 
 from genlab import load_run
-from genlab.conditions import Caption, Picture, condition_rows
+from genlab.cli.condition_values import condition_rows
+from genlab.conditions import Caption, Picture
 from genlab.conditions import Source as TextSource
 from genlab.data.characters import Alphabet
 from genlab.data.order import subset

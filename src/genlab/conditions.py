@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.data.documents import HALF
 from genlab.data.order import SUBSET_SEED, subset
 from genlab.data.vocabulary import encode
 from genlab.decoding.reading import ENDED, padded
@@ -86,6 +84,14 @@ class Condition(ABC):
             ConfigError: the data or the protocol does not fit.
         """
         return Draw(self.default(torch.arange(n), model), {self.name: "defaults of seeds 0 to n - 1"})
+
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        """What gives items that are drawn for it references, for a message; None: they have them; "": nothing does."""
+        return ""
+
+    def example(self, n: int, data: Any) -> Tensor | None:
+        """Rows of n items to look at while a model trains, where seeds have no default; None: there are none."""
+        return None
 
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         """Rows -> what a person reads, one an item: numbers or strings."""
@@ -203,6 +209,12 @@ class Prompt(TextCondition):
             {"max_new_tokens": tokens.shape[1] - length},
         )
 
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        return None if protocol.prompt else (
+            "set evaluation.prompt to the number of tokens of a real text that the model goes on from, whose rest is "
+            "the reference"
+        )  # fmt: skip
+
 
 class PairCondition(TextCondition):
     """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name
@@ -219,6 +231,17 @@ class PairCondition(TextCondition):
         rows = batch[self.name].cpu()
         facts = {"data": data.manifest.name, "sha256": data.manifest.identity(split), self.name: f"of {split}"}
         return Draw(rows, facts, source.references(ids), self.shown(rows, model))
+
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        source, _ = _items_of(data, protocol.reference_split, 1)
+        has = source.references(torch.zeros(1, dtype=torch.int64)) is not None
+        return None if has else f"{data.manifest.name} has none; take data of pairs, such as data=pairs"
+
+    def example(self, n: int, data: Any) -> Tensor:
+        """The first of val."""
+        source = data.source("val")
+        ids = torch.arange(n) % len(source)
+        return source.batch(ids, torch.zeros_like(ids))[self.name].cpu()
 
 
 @dataclass(frozen=True)
@@ -292,30 +315,6 @@ def _items_of(data: Any, split: str, n: int) -> tuple[Any, Tensor]:
     return source, torch.from_numpy(subset(len(source), n))
 
 
-# ---- from what a user writes
-
-
-def condition_rows(model: Any, wanted: Mapping[str, Any], n: int) -> dict[str, Tensor]:
-    """Conditions as a user writes them -> tensors of n rows.
-
-    Args:
-        wanted: by name, a value for all items or a list of at most n, which is gone round; None: as if not there.
-
-    Raises:
-        ConfigError: an unknown condition, more values than items, a value that cannot be.
-    """
-    made = {}
-    for name, value in wanted.items():
-        if value is not None:
-            condition = condition_named(model, name)
-            values = [_parsed(condition, one) for one in _values(value)]
-            if len(values) > n or not values:
-                raise ConfigError(f"condition.{name}: {len(values)} values for {n} items.")
-            rows = condition.rows(values, model)
-            made[name] = rows[torch.arange(n) % len(rows)]
-    return made
-
-
 def condition_named(model: Any, name: str) -> Condition:
     """The model's condition of that name.
 
@@ -327,66 +326,3 @@ def condition_named(model: Any, name: str) -> Condition:
             return condition
     known = ", ".join(condition.name for condition in model.conditions) or "none"
     raise ConfigError(f"condition.{name}: this model knows no such condition (it knows: {known}).")
-
-
-def read_conditions(path: Path, model: Any, key: str = "conditions") -> dict[str, list[Any]]:
-    """Conditions of a file by name, as they stand there, each a value an item; each is checked.
-
-    A .jsonl has an object of conditions a line, {"label": 3}; in any other file a line is a value of the model's first
-    condition. Empty lines count for nothing.
-
-    Raises:
-        ConfigError: no such file, not UTF-8, no line in it, a condition that the model does not know or a value that
-            cannot be; with the line.
-    """
-    try:
-        content = path.expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{key}={path}: cannot be read ({error.strerror})") from None
-    try:
-        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(10) + 1
-        raise ConfigError(f"{path}:{number}: not UTF-8; convert the file") from None
-    found: dict[str, list[Any]] = {}
-    for number, line in enumerate(lines, 1):
-        if line:
-            try:
-                row = _row(line, path.suffix == ".jsonl", model)
-                if found and set(row) != set(found):
-                    raise ConfigError(f"expected {', '.join(found)}, as in the lines before")
-                for name, value in row.items():
-                    condition = condition_named(model, name)
-                    condition.rows([_parsed(condition, value)], model)
-                    found.setdefault(name, []).append(value)
-            except ConfigError as error:
-                raise ConfigError(f"{path}:{number}: {error}") from None
-    if not found:
-        raise ConfigError(f"{key}={path}: holds no condition")
-    return found
-
-
-def _row(line: str, json_lines: bool, model: Any) -> dict[str, Any]:
-    if json_lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not row:
-            raise ConfigError('expected an object of conditions, such as {"label": 3}')
-        if HALF.search(json.dumps(row, ensure_ascii=False)):
-            raise ConfigError("half a surrogate pair, which is no character")
-        return row
-    if not model.conditions:
-        raise ConfigError("this model knows no condition")
-    return {model.conditions[0].name: line}
-
-
-def _parsed(condition: Condition, value: Any) -> Any:
-    return condition.parse(value) if isinstance(value, str) else value
-
-
-def _values(value: Any) -> list[Any]:
-    if isinstance(value, Tensor | np.ndarray):
-        return list(torch.as_tensor(value).reshape(-1) if value.ndim == 0 else torch.as_tensor(value))
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,21 @@ def save_map(
         figure.colorbar(shown, ax=right, label="label")
     right.set_title("encodings of real images")
     right.set_aspect("equal")
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def save_attention(path: str | Path, maps: Sequence[tuple[Tensor, Sequence[str], Sequence[str]]]) -> None:
+    """Writes maps of attention side by side, dark where the weight is large.
+
+    Args:
+        maps: of each pair the weights, float [T, S], and the words of its rows (T) and of its columns (S).
+    """
+    figure = _figure(4.2 * len(maps), 4.6)
+    for axes, (weights, rows, columns) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        axes.imshow(weights.float().cpu().numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(rows)), rows, fontsize=7)
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
 

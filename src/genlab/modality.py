@@ -185,7 +185,10 @@ class Text(Modality):
             return path.read_bytes().decode()
 
     def show(self, stem: Path, data: list[str], columns: int, meta: Meta, captions: Sequence[str] = ()) -> Path:
-        write_bytes(path := _with(stem, ".txt"), f"{self.text(data)}\n".encode())
+        told = captions or [""] * len(data)
+        # A prompt is part of its text, a source is not.
+        whole = [b if b.startswith(a.partition(" ")[2]) else f"{a}\n{b}" for a, b in zip(told, data, strict=True)]
+        write_bytes(path := _with(stem, ".txt"), f"{self.text(whole)}\n".encode())
         return path
 
     def panel(self, stem: Path, data: list[str], columns: int, meta: Meta) -> Path:
@@ -196,6 +199,8 @@ class Text(Modality):
         return path
 
     def log_panel(self, media: Media, name: str, path: Path, samples: int) -> None:
+        if path.suffix != ".txt":  # a picture of attention
+            return super().log_panel(media, name, path, samples)
         rows = [row.split("\n") for row in self.read(path).rstrip("\n").split("\n\n")]
         media.table(name, [str(i) for i in range(len(rows[0]))], rows, samples)
 

@@ -44,6 +44,9 @@ class EvaluateWhileTraining(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
+        if self.every and self.protocol is not None and self.protocol.needs_pairs:
+            pairs = len(trainer.datamodule.source(self.protocol.reference_split))  # type: ignore[attr-defined]
+            self.protocol = replace(self.protocol, n=min(self.protocol.n or pairs, pairs), name=None)
         order = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
         assert order.index(type(self)) < order.index(EMA), "EMA stands before: it would have swapped the raw weights in"
 

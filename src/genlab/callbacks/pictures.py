@@ -36,7 +36,8 @@ class SampleGrid(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.count or not isinstance(pl_module, GenerativeModel):
             return
-        samples = generate(pl_module, torch.arange(self.count), sampler=self.sampler)
+        told = pl_module.examples(self.count, trainer.datamodule)  # type: ignore[attr-defined]
+        samples = generate(pl_module, torch.arange(self.count), told, self.sampler)
         if not trainer.is_global_zero:
             return
         seen, modality, columns = pl_module.samples_seen, samples.modality, pl_module.shown(samples.condition)

@@ -17,33 +17,34 @@ def provenance(name: str | None) -> dict[str, str]:
     return {"licence": entry.licence, "homepage": entry.homepage}
 
 
-def model_card(name: str, facts: Mapping[str, Any]) -> str:
+def model_card(name: str, facts: Mapping[str, Any], pairs: bool = False) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         facts: as in genlab.json: weights, config, metrics, data, run, versions, code.
+        pairs: whether it is an encoder-decoder.
     """
     data, weights = facts["data"], facts["weights"]
+    tag, kind, items, code = TEXT2TEXT if pairs else GENERATION
+    prefix = facts["config"]["model"].get("prefix")
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {tag}",
         "tags: [genlab]",
         "---",
         f"# {name}",
         "",
-        f"A causal language model, trained by GenLab {facts['versions']['genlab']} and exported with its record "
-        "(`genlab.json`).",
+        f"{kind}, trained by GenLab {facts['versions']['genlab']} and exported with its record (`genlab.json`).",
         "",
         "```python",
-        "from transformers import pipeline",
-        "",
-        'print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])',
+        code,
         "```",
+        *(["", f"Before each source stands `{prefix}`."] if prefix else []),
         "",
         "## Training",
         "",
-        f"Run `{facts['run']}`: {weights['samples']:,} windows in {weights['updates']:,} steps; "
+        f"Run `{facts['run']}`: {weights['samples']:,} {items} in {weights['updates']:,} steps; "
         f"{'averaged (EMA)' if weights['kind'] == 'ema' else 'raw'} weights, sha256 of the file in `genlab.json`. "
         f"Seed {facts['config'].get('seed')}. Code: `{json.dumps(facts['code'], ensure_ascii=False)}`.",
         "",
@@ -75,6 +76,20 @@ def model_card(name: str, facts: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "## Limits", "", LIMITS, ""])
 
 
+GENERATION = (
+    "text-generation", "A causal language model", "windows",
+    """from transformers import pipeline
+
+print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])""",
+)  # fmt: skip
+TEXT2TEXT = (
+    "text2text-generation", "An encoder-decoder", "pairs",
+    """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
+answers = model.generate(**tokenizer(["..."], padding=True, return_tensors="pt"))
+print(tokenizer.batch_decode(answers, skip_special_tokens=True))""",
+)  # fmt: skip
 LIMITS = (
     "It knows what its data says, true or not, and may repeat passages of it; it was not made safe for any use. "
     "Perplexities compare only under the same protocol and vocabulary."

@@ -132,7 +132,8 @@ def _samples(config: DictConfig) -> dict[str, Any]:
     if source.suffix == ".jsonl" or not all(metric.judges("image") for metric in protocol.metrics.values()):
         read = texts_from(source, protocol.n)
         split = "given" if data is None or read.items.references else protocol.reference_split
-        protocol = replace(protocol, n=read.n, reference_split=split, prompt=0, name=None)
+        n = None if protocol.n is None and protocol.needs_pairs else read.n
+        protocol = replace(protocol, n=n, reference_split=split, prompt=0, name=None)
         table = Path(f"{source.name}-{protocol.name}-texts")
         return evaluate_samples(lambda _: read, data, protocol, device=device, context=context, table=table)
     if config.samples in SPLITS:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         return known.exit_code
     print(f"{chosen['out']}: load_run({chosen['out']!r}), or sample.py run={chosen['out']}")
     if chosen["format"] == "transformers":
-        print(f'without GenLab: transformers.pipeline("text-generation", {chosen["out"]!r})')
+        print(f"without GenLab, by transformers alone: as {chosen['out']}/README.md shows")
     return 0
 
 
@@ -66,8 +66,8 @@ def export(
         run: path, folder name, or "last"; an export serves too.
         weights: "ema" or "raw".
         checkpoint: "last", "best" or "previous".
-        format: "genlab"; or "transformers", a folder that transformers reads without GenLab: causal language models of
-            its own (GPT-2, Llama, a pretrained folder) only.
+        format: "genlab"; or "transformers", a folder that transformers reads without GenLab: language models of its own
+            (GPT-2, Llama, Marian, a pretrained folder) only.
 
     Raises:
         GenlabError: as `load_run` and `genlab.runs.export.write_export`; ConfigError for a model that transformers has
@@ -107,14 +107,14 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
     """Writes a run's network, tokenizer, way of sampling and record as a folder of transformers.
 
     Raises:
-        ConfigError: the model is no causal language model of transformers, or has no tokenizer.
+        ConfigError: the model is no language model of transformers, or has no tokenizer.
     """
     from transformers import PreTrainedModel
 
     network, path = getattr(loaded.model, "network", None), loaded.directory.path
     if not (isinstance(network, PreTrainedModel) and network.can_generate()):
         kind = type(network if network is not None else loaded.model).__name__
-        raise ConfigError(f"format=transformers: {kind} is no causal language model of transformers; leave it out.")
+        raise ConfigError(f"format=transformers: {kind} is no language model of transformers; leave it out.")
     if not (path / TOKENIZER).is_file():
         raise ConfigError(f"format=transformers: {path} has no {TOKENIZER}.")
     result, name = read_json(path / "result.json") or {}, (facts["config"].get("data") or {}).get("name")
@@ -135,9 +135,12 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
     end = END if END in loaded.model.tokenizer.get_vocab() else None
     used = getattr(loaded.model, "sampler", None)
     sampler = used.record() if used is not None else {}
+    pairs = bool(network.config.is_encoder_decoder)
+    # A text may not grow beyond the context, where transformers has no answer: half of it is left for a prompt.
+    limit = None if context is None else context - 1 if pairs else context // 2
     write_transformers(
-        folder, network, path / TOKENIZER, generation_of(sampler, context), end, context, facts,
-        model_card(str(loaded.config.name), facts),
+        folder, network, path / TOKENIZER, generation_of(sampler, limit), end, context, facts,
+        model_card(str(loaded.config.name), facts, pairs),
     )  # fmt: skip
 
 

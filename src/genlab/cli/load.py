@@ -22,8 +22,8 @@ from genlab.cli.build import (
     read_checkpoint,
 )
 from genlab.cli.check import check_ranges
+from genlab.cli.condition_values import condition_rows
 from genlab.cli.pretrained import check_unchanged, read_tokenizer
-from genlab.conditions import condition_rows
 from genlab.data.module import DataModule
 from genlab.errors import ConfigError, GenlabError
 from genlab.models.base import GenerativeModel, Rows
@@ -64,7 +64,7 @@ class LoadedRun:
         return self.generative.sample(torch.arange(n) + seed, self.condition(n, condition), sampler)
 
     def condition(self, n: int, wanted: Mapping[str, Any]) -> Rows:
-        """Conditions as a user writes them -> tensors of n rows: see genlab.conditions.condition_rows."""
+        """Conditions as a user writes them -> tensors of n rows: see genlab.cli.condition_values.condition_rows."""
         return condition_rows(self.generative, wanted, n)
 
     @property

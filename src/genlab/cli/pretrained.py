@@ -2,51 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from genlab.data.vocabulary import vocabulary_digest
 from genlab.errors import CheckpointError, ConfigError
 from genlab.files import read_json
-from genlab.networks.pretrained import causal_lm
+from genlab.networks.pretrained import causal_lm, seq2seq_lm
 from genlab.runs.export import CONFIG, RECORD, TOKENIZER
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx")  # names of the context in configurations
 
 
 def pretrained_config(folder: Path) -> dict[str, Any]:
-    """What would stand in a run's config.yaml: an autoregressive model, sampled by the nucleus, without data.
+    """What would stand in a run's config.yaml: a model without data, and how it is sampled.
 
     Raises:
         ConfigError: the folder has no tokenizer.json, or one of more tokens than the network knows.
     """
     facts = read_json(folder / CONFIG)
     if not (folder / TOKENIZER).is_file():
+        if any(folder.glob("*.spm")):
+            raise ConfigError(
+                f"{folder}: has *.spm of Marian in the place of a {TOKENIZER}, which transformers cannot convert; save "
+                "a fast tokenizer there that has the ids of vocab.json, or take a folder of T5 or BART"
+            )
         raise ConfigError(f"{folder}: has no {TOKENIZER}, which is the vocabulary; save the fast tokenizer there")
     tokens, known = read_tokenizer(folder / TOKENIZER).get_vocab_size(), facts.get("vocab_size")
     if isinstance(known, int) and tokens > known:
         raise ConfigError(f"{folder}: {TOKENIZER} has {tokens} tokens, the network {known}: no pair")
+    model, sampler = (_seq2seq if facts.get("is_encoder_decoder") else _causal)(folder, facts)
+    common = {"name": folder.resolve().name, "seed": 0, "data": None, "evaluation": None}
+    return {**common, "model": {**model, "chunk_size": 4}, "sampler": sampler}
+
+
+def _causal(folder: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An autoregressive model, sampled by the nucleus."""
     start, end = (token_of(folder, part) for part in ("bos", "eos"))
-    return {
-        "name": folder.resolve().name,
-        "seed": 0,
-        "model": {
-            "_target_": "genlab.models.autoregressive.AutoregressiveModel",
-            "block_size": next((facts[key] for key in LENGTHS if isinstance(facts.get(key), int)), None),
-            "start": start or end or "\n",
-            "chunk_size": 4,
-            "network": {"_target_": "genlab.networks.pretrained.causal_lm", "path": str(folder)},
-        },
-        "sampler": {
-            "_target_": "genlab.decoding.tokens.TokenSampler",
-            "max_new_tokens": 200,
-            "temperature": 0.8,
-            "top_p": 0.95,
-            "stop": [end] if end else [],
-        },
-        "data": None,
-        "evaluation": None,
+    model = {
+        "_target_": "genlab.models.autoregressive.AutoregressiveModel",
+        "block_size": next((facts[key] for key in LENGTHS if isinstance(facts.get(key), int)), None),
+        "start": start or end or "\n",
+        "network": {"_target_": "genlab.networks.pretrained.causal_lm", "path": str(folder)},
     }
+    sampler = {"temperature": 0.8, "top_p": 0.95, "stop": [end] if end else []}
+    return model, {"_target_": "genlab.decoding.tokens.TokenSampler", "max_new_tokens": 200, **sampler}
+
+
+def _seq2seq(folder: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An encoder-decoder, decoded greedily or by the beams of its generation_config.json (of old folders config.json),
+    with transformers' length penalty and its longest text."""
+    stated = {**facts, **(read_json(folder / "generation_config.json") or {})}
+    limit = stated.get("max_new_tokens") or (stated.get("max_length") or 201) - 1  # its max_length counts the first
+    model = {
+        "_target_": "genlab.models.seq2seq.Seq2Seq",
+        "context": facts.get("max_position_embeddings"),
+        "length_ratio": 0.0,
+        "length_extra": limit,
+        "network": {"_target_": "genlab.networks.pretrained.seq2seq_lm", "path": str(folder)},
+    }
+    beams, penalty = stated.get("num_beams") or 1, stated.get("length_penalty")
+    if beams == 1:
+        return model, {"_target_": "genlab.decoding.tokens.TokenSampler", "max_new_tokens": limit, "temperature": 0.0}
+    sampler = {"beams": beams, "alpha": 1.0 if penalty is None else max(0.0, penalty), "offset": 0.0}
+    return model, {"_target_": "genlab.decoding.beam.BeamSearch", "max_new_tokens": limit, **sampler}
 
 
 def token_of(folder: Path, part: str) -> str | None:
@@ -113,10 +133,11 @@ def pretrained_checkpoint(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: as `genlab.networks.pretrained.causal_lm`.
     """
+    load = seq2seq_lm if (read_json(folder / CONFIG) or {}).get("is_encoder_decoder") else causal_lm
     record = read_json(folder / RECORD)
     weights = record.get("weights") if isinstance(record, dict) else None
     weights = weights if isinstance(weights, dict) else {}
-    state = {f"network.{name}": value for name, value in causal_lm(str(folder)).state_dict().items()}
+    state = {f"network.{name}": value for name, value in load(str(folder)).state_dict().items()}
     counted = {key: weights.get(key) if isinstance(weights.get(key), int) else 0 for key in ("samples", "updates")}
     kind = "ema" if weights.get("kind") == "ema" else "raw"
     return {"state_dict": state, "ema": {"ema": {}}, "kind": kind, **counted}

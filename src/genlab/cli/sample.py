@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.callbacks.pictures import save_samples
 from genlab.cli.build import set_threads
+from genlab.cli.condition_values import read_conditions
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place
-from genlab.conditions import read_conditions
 from genlab.decoding.stream import Streamed
 from genlab.errors import ConfigError
 from genlab.evaluation import generate

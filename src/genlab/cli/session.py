@@ -241,7 +241,7 @@ def finish(
     recorder.read_back()
     final = config.callbacks.final
     if final.count and isinstance(model, GenerativeModel):
-        samples = generate(model, torch.arange(final.count))
+        samples = generate(model, torch.arange(final.count), model.examples(final.count, data))
         meta = {"run": run.path.name, "samples": str(model.samples_seen)}
         if trainer.is_global_zero:
             known = model.shown(samples.condition)

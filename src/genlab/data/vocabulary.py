@@ -171,7 +171,7 @@ def encode(tokenizer: Tokenizer, text: str, special_tokens: bool = True) -> list
     """
     vocabulary = tokenizer.get_vocab()
     unknown = getattr(tokenizer.model, "unk_token", None) or UNKNOWN
-    if unknown not in vocabulary and not isinstance(tokenizer.decoder, decoders.ByteLevel):
+    if unknown not in vocabulary and isinstance(tokenizer.decoder, decoders.Fuse):  # of characters as they stand
         special = "|".join(re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values())
         plain = re.sub(special, lambda found: "\0" * len(found[0]), text) if special and special_tokens else text
         for place, character in enumerate(plain):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, lengths_of
+from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, lengths_of, most_steps
 from genlab.decoding.tokens import Show, check_stop
 from genlab.settings import check_settings
 
@@ -25,9 +25,10 @@ class BeamSearch:
     Args:
         max_new_tokens: longest continuation.
         beams: width of the search.
-        alpha: of the length penalty lp(n) = ((5 + n) / 6)^alpha (equation 14 there); 0: log p itself, which favours
-            short continuations.
+        alpha: of the length penalty lp(n) = ((offset + n) / (offset + 1))^alpha (equation 14 there, with offset 5); 0:
+            log p itself, which favours short continuations.
         stop: strings at which a continuation ends, in what is new.
+        offset: of the length penalty; 0, with alpha 1, ranks by the mean log p a token, as transformers and fairseq do.
 
     Raises:
         ConfigError: an empty stop string, a number out of its bounds.
@@ -37,6 +38,7 @@ class BeamSearch:
     beams: Annotated[int, "gt 0"] = 5
     alpha: Annotated[float, "ge 0"] = 0.6
     stop: Sequence[str] = ()
+    offset: Annotated[float, "ge 0"] = 5.0
 
     streams: ClassVar[bool] = False
 
@@ -52,11 +54,11 @@ class BeamSearch:
         return asdict(self)
 
     def length_penalty(self, length: Tensor) -> Tensor:
-        return ((5 + length.double()) / 6) ** self.alpha
+        return ((self.offset + length.double()) / (self.offset + 1)) ** self.alpha
 
     def decode(self, reader: Reader, prompt: Tensor, seeds: Tensor, show: Show | None = None) -> Decoded:
         """See TokenSampler.decode; nothing is shown before the end."""
-        rows, width, steps = len(prompt), self.beams, self.max_new_tokens
+        rows, width, steps = len(prompt), self.beams, most_steps(self.max_new_tokens, reader)
         lengths = lengths_of(prompt)
         shortest, longest = int(lengths.min()), int(lengths.max())
         beams = prompt.new_full((rows, width, longest + steps), ENDED)
@@ -68,7 +70,7 @@ class BeamSearch:
         largest = self.length_penalty(torch.tensor(steps))
         base = torch.arange(rows, device=prompt.device)[:, None] * width
         same = torch.arange(width, device=prompt.device).expand(rows, -1)
-        reading, stops = Reading(reader), Stops(self.stop, reader.tokenizer)
+        reading, stops = Reading(reader), Stops(self.stop, reader)
         done, t = torch.zeros(rows, dtype=torch.bool, device=prompt.device), shortest
         while t < longest + steps and not bool(done.all()):
             log_p = reading.logits(beams[:, :, :t].flatten(0, 1)).double().log_softmax(1).unflatten(0, (rows, width))

@@ -23,6 +23,8 @@ ENDED = -1  # in the place of a token: the row has ended
 class Reader(Protocol):
     """A model that goes from left to right, as decoders see it.
 
+    It may also have `end`, the id of the token that ends a row, and `longest`, most new tokens of any row.
+
     Attributes:
         context: most tokens that it can read at a time; None: any number.
         tokenizer: of the library tokenizers; asked only where there are stop strings.
@@ -93,6 +95,11 @@ def window_start(t: int, context: int | None) -> int:
     return step * (1 + (t - context - 1) // step)
 
 
+def most_steps(limit: int, reader: Reader) -> int:
+    """New tokens of a row at most: the sampler's limit, or the reader's own."""
+    return min(limit, getattr(reader, "longest", None) or limit)
+
+
 def lengths_of(rows: Tensor) -> Tensor:
     """Tokens of each row, int64 [B], of rows that end with -1."""
     return (rows != ENDED).sum(1)
@@ -105,31 +112,35 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 class Stops:
-    """Whether rows have come to a stop string.
+    """Whether rows have come to a stop string, or to the reader's own end.
 
     Only new tokens are looked at, one more of them at each call. A token is at least one byte, so the last n tokens
     hold a string of n bytes that ends in the last of them.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: Any) -> None:
-        self.strings, self.tokenizer = strings, tokenizer
+    def __init__(self, strings: Sequence[str], reader: Any) -> None:
+        self.strings, self.tokenizer, self.end = strings, reader.tokenizer, getattr(reader, "end", None)
         self.span = max((len(s.encode()) for s in strings), default=0)
 
+    def __bool__(self) -> bool:
+        """Whether anything could end a row."""
+        return bool(self.strings) or self.end is not None
+
     def met(self, tokens: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
-        """Bool [B]: of `rows` (bool [B]), those whose newest token completes a string.
+        """Bool [B]: of `rows` (bool [B]), those that end with their newest token.
 
         Args:
             tokens: int64 [B, t].
             lengths: int64 [B], of the prompts.
         """
-        found = torch.zeros_like(rows)
+        ended = torch.zeros_like(rows) if self.end is None else rows & (tokens[:, -1] == self.end)
         if not self.strings:
-            return found
+            return ended
         first = lengths.clamp(min=tokens.shape[1] - self.span).tolist()
         for i in rows.nonzero().flatten().tolist():
             text = self._text(tokens[i].tolist(), first[i])
-            found[i] = any(string in text for string in self.strings)
-        return found
+            ended[i] |= any(string in text for string in self.strings)
+        return ended
 
     def _text(self, tokens: list[int], first: int) -> str:
         """Text of the tokens from `first` on, behind the token before: some decoders (sentencepiece's) drop the space

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genlab import noise
-from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, lengths_of
+from genlab.decoding.reading import ENDED, Decoded, Reader, Reading, Stops, lengths_of, most_steps
 from genlab.errors import ConfigError
 from genlab.settings import check_settings
 
@@ -76,18 +76,18 @@ class TokenSampler:
             seeds: int64 [B].
             show: called with all tokens so far, int64 [B, t] with -1 in rows that have ended, after each of them.
         """
-        lengths, rows, steps = lengths_of(prompt), len(seeds), self.max_new_tokens
+        lengths, rows, steps = lengths_of(prompt), len(seeds), most_steps(self.max_new_tokens, reader)
         shortest, longest = int(lengths.min()), int(lengths.max())
         tokens = prompt.new_full((rows, longest + steps), ENDED)
         tokens[:, :longest] = prompt[:, :longest]
         # Of all tokens in one call, which costs as much as that of one token.
         k = torch.arange(steps, device=seeds.device).repeat_interleave(rows)
         uniforms = noise.uniform(seeds.repeat(steps), (noise.Stream.STEP, k), ()).view(steps, rows)
-        reading, stops = Reading(reader), Stops(self.stop, reader.tokenizer)
+        reading, stops = Reading(reader), Stops(self.stop, reader)
         log_p = torch.zeros(rows, dtype=torch.float64, device=prompt.device)
         ended = torch.zeros(rows, dtype=torch.bool, device=prompt.device)
         t = shortest
-        while t < longest + steps and not (self.stop and bool((ended | (t >= lengths + steps)).all())):
+        while t < longest + steps and not (stops and bool((ended | (t >= lengths + steps)).all())):
             logits = reading.logits(tokens[:, :t])
             k = t - lengths  # how many new tokens a row has; negative within its prompt
             new = (k >= 0) & (k < steps) & ~ended

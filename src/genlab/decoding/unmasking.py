@@ -123,7 +123,7 @@ class Unmasking(TokenSampler):
 
     def _cut(self, tokens: Tensor, lengths: Tensor, ends: Tensor, reader: Filler) -> Tensor:
         """Rows that end with the token whose text completes a stop string."""
-        stops, ended = Stops(self.stop, reader.tokenizer), torch.zeros_like(lengths, dtype=torch.bool)
+        stops, ended = Stops(self.stop, reader), torch.zeros_like(lengths, dtype=torch.bool)
         for t in range(int(lengths.min()), int(ends.max())) if self.stop else ():
             tokens[ended, t] = ENDED
             ended |= stops.met(tokens[:, : t + 1], lengths, ~ended & (t >= lengths) & (t < ends))

@@ -54,35 +54,37 @@ class Judged:
 
 
 def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: int) -> Judged:
-    """protocol.n items; item i has the seed `keyed(i, seed)`, which is seed * 2^32 + i below 2^31: two share no item.
+    """protocol.n items (None: one for each of the reference split); item i has the seed `keyed(i, seed)`, which is
+    seed * 2^32 + i below 2^31: two share no item.
 
     What the model is told about them, and their references, come from its conditions (`Condition.draw`).
 
     Raises:
         ConfigError: a condition that the data or the protocol cannot give.
     """
-    assert protocol.n is not None, "see Protocol.check"
-    draws = model.draw(protocol.n, data, protocol)
+    n = protocol.n or len(data.source(protocol.reference_split))
+    draws = model.draw(n, data, protocol)
     conditions = {name: draw.rows for name, draw in draws.items() if draw.rows is not None}
-    seeds = keyed(torch.arange(protocol.n), seed)
+    seeds = keyed(torch.arange(n), seed)
     unit, used = int(model.chunk_size), sampler if sampler is not None else model.sampler
     for draw in draws.values():
         used = replace(used, **draw.sampler) if draw.sampler else used
     references = next((draw.references for draw in draws.values() if draw.references is not None), None)
-    shown = next((draw.shown for draw in draws.values() if draw.shown is not None), None)
+    name, shown = next(((name, draw.shown) for name, draw in draws.items() if draw.shown is not None), ("", None))
 
     def read(start: int, stop: int) -> Samples:
         condition = {name: rows[start:stop] for name, rows in conditions.items()}
         samples = model.sample(seeds[start:stop], condition or None, used)
         return model.answers(samples)
 
-    facts = {"n": protocol.n, "seeds": {"seed": seed, "first": int(seeds[0]), "count": protocol.n}}
+    facts = {"n": n, "seeds": {"seed": seed, "first": int(seeds[0]), "count": n}}
     facts |= {} if draws else UNCONDITIONED
     for draw in draws.values():
         facts |= draw.facts
     facts |= sampling_facts(model, used)
-    items = Items(prompts=shown, references=references, condition=conditions, modality=model.modality)
-    return Judged(protocol.n, unit, unit * -(-protocol.chunk // unit), read, facts, items)
+    items = Items(None, prompts=shown, prompt_name=name or "prompt", references=references, condition=conditions,
+                  modality=model.modality)  # fmt: skip
+    return Judged(n, unit, unit * -(-protocol.chunk // unit), read, facts, items)
 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
@@ -201,7 +203,8 @@ def _images(source: Source, ids: Tensor) -> Items:
 
 
 def texts_from(path: Path, n: int | None) -> Judged:
-    """Lines of a .jsonl: {"text": ..., "reference": "..." or "references": [...]}, the references in all or none.
+    """Lines of a .jsonl: {"text": ..., "reference": "..." or "references": [...], "source": ...}; the references, and
+    the sources that the texts were made from, in all or none.
 
     Raises:
         ConfigError: no such file, or it is empty.
@@ -211,6 +214,7 @@ def texts_from(path: Path, n: int | None) -> Judged:
         raise ConfigError(f"{path}: no such file (samples)")
     texts: list[str] = []
     references: list[list[str]] = []
+    sources: list[str] = []
     try:
         data = path.read_bytes()
         whole = data.decode("utf-8-sig")
@@ -224,17 +228,20 @@ def texts_from(path: Path, n: int | None) -> Judged:
         try:
             row = json.loads(line)
             text, several = row["text"], row.get("references", [row["reference"]] if "reference" in row else [])
-            fine = isinstance(several, list) and all(isinstance(one, str) for one in (text, *several))
+            source = [row["source"]] if "source" in row else []
+            fine = isinstance(several, list) and all(isinstance(one, str) for one in (text, *several, *source))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fine = False
         if not fine:
             raise DataError(f'{path}, line {number}: expected {{"text": "...", "reference": "..."}}')
-        if HALF.search("".join((text, *several))):
+        if HALF.search("".join((text, *several, *source))):
             raise DataError(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff) is no text")
         texts.append(text)
         references += [several] if several else []
-        if references and len(references) != number:
-            raise DataError(f"{path}, line {number}: all lines must have a reference, or none")
+        sources += source
+        for kind, rows in (("reference", references), ("source", sources)):
+            if rows and len(rows) != number:
+                raise DataError(f"{path}, line {number}: all lines must have a {kind}, or none")
     if not texts:
         raise ConfigError(f"{path}: holds 0 texts")
     facts = {"n": len(texts), "data": path.name, "sha256": sha256_of(path)}
@@ -242,4 +249,5 @@ def texts_from(path: Path, n: int | None) -> Judged:
     def read(start: int, stop: int) -> Samples:
         return Samples(Text(), texts[start:stop])
 
-    return Judged(len(texts), 1, len(texts), read, facts, Items(references=references or None, modality=Text()))
+    items = Items(prompts=sources or None, prompt_name="source", references=references or None, modality=Text())
+    return Judged(len(texts), 1, len(texts), read, facts, items)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_map
+from genlab.drawing import save_attention, save_map
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import Image, Modality
@@ -42,6 +42,16 @@ class Encodes(Protocol):
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """[B, *latent_shape]: one latent an item, without noise."""
+
+
+@runtime_checkable
+class Attends(Protocol):
+    """A capability of a model: where it looks in a source while it writes a target."""
+
+    tokenizer: Any
+
+    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
+        """Of each pair the weights, float [T, S], and the token ids of their rows and columns."""
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -76,7 +86,7 @@ class Panels:
         self.model.eval()
         try:
             with torch.no_grad():
-                for name in ("reconstructions", "interpolation", "traversal", "classes", "map"):
+                for name in ("reconstructions", "interpolation", "traversal", "classes", "map", "attention"):
                     if (path := getattr(self, name)(folder / name)) is not None:
                         drawn[name] = path
         finally:
@@ -155,6 +165,21 @@ class Panels:
         points, labels, encoded = self._latents(POINTS)
         path = stem.with_name(f"{stem.name}.png")
         save_map(path, images, SIDE, points.cpu() if encoded else None, None if labels is None else labels.cpu())
+        return path
+
+    def attention(self, stem: Path, pairs: int = 3) -> Path | None:
+        """From the words of real targets to those of their sources."""
+        if self.data is None or not isinstance(self.model, Attends):
+            return None
+        tokenizer = self.model.tokenizer
+
+        def words(ids: list[int]) -> list[str]:
+            return [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
+        maps = [
+            (weights, words(rows), words(columns)) for weights, rows, columns in self.model.attention(self.batch(pairs))
+        ]
+        save_attention(path := stem.with_name(f"{stem.name}.png"), maps)
         return path
 
     # ----

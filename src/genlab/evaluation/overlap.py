@@ -6,6 +6,7 @@ order and their shares. Each is made as any torchmetrics.Metric is: keyword argu
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -127,18 +128,28 @@ class BLEU(SacreMetric):
         tokenize: one of TOKENIZERS.
         smooth_method: for an order without a match: "exp" counts 2^-k matches for the k-th of them (Chen and Cherry
             2014, method 3); "floor" (0.1) and "add-k" (1) are methods 1 and 2; "none" makes the value 0.
+        lowercase: whether case counts for nothing.
         kwargs: see torchmetrics.Metric.
 
     Raises:
         ValueError: an unknown tokenize.
     """
 
-    def __init__(self, tokenize: str = "13a", smooth_method: str = "exp", **kwargs: Any) -> None:
+    def __init__(
+        self, tokenize: str = "13a", smooth_method: str = "exp", lowercase: bool = False, **kwargs: Any
+    ) -> None:
         from sacrebleu.metrics import BLEU as Scorer
 
         choose("tokenize", tokenize, TOKENIZERS)
         # force: no advice in the log where many texts end in " ."
-        super().__init__(Scorer(tokenize=tokenize, smooth_method=smooth_method, force=True), 10, **kwargs)
+        scorer = Scorer(tokenize=tokenize, smooth_method=smooth_method, lowercase=lowercase, force=True)
+        super().__init__(scorer, 10, **kwargs)
+
+    @property
+    def length_ratio(self) -> float:
+        """Tokens of the texts over those of the references that are closest in length; nan where these have none."""
+        tokens, reference_tokens = self.counts[:2].tolist()
+        return tokens / reference_tokens if reference_tokens else math.nan
 
 
 class CHRF(SacreMetric):

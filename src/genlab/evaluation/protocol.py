@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
+from genlab.conditions import PairCondition
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.likelihood import Reconstructs
@@ -50,7 +51,7 @@ class Protocol:
         metrics: by name, objects of genlab.evaluation.metrics, of torchmetrics, or of a class of your own that derives
             from torchmetrics.Metric, each with its own settings; a metric of given items alone. Empty: nothing is
             evaluated.
-        n: how many samples are generated; of given items, how many are read (null: all of the split).
+        n: how many samples are generated; of given items, how many are read (null: all of the split, of pairs too).
         reference_split: of the data set, against which samples are compared; of given items, the one that is read.
         reference_n: real items in the reference, a fixed random choice; null takes the whole split.
         extractor: an ExtractorChoice, its fields, or its name alone.
@@ -164,8 +165,12 @@ class Protocol:
             metric.check(model, data, self)
         if model is None or not self.metrics:
             return
-        if self.n is None and self.given is None:
-            raise ConfigError("evaluation.n: say how many samples are generated")
+        paired = any(isinstance(known, PairCondition) for known in getattr(model, "conditions", ()))
+        if self.n is None and self.given is None and not (paired and self.needs_pairs):
+            raise ConfigError(
+                "evaluation.n: say how many samples are generated; null, all of the split, is for metrics of pairs "
+                "alone, of a model that is told their first halves"
+            )
         if self.given is None and not hasattr(model, "sample"):
             raise ConfigError(
                 f"evaluation={self.name} judges samples, {type(model).__name__} does not generate: take "

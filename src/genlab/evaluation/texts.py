@@ -23,7 +23,7 @@ from genlab.modality import Text
 
 CPU = torch.device("cpu")
 ROWS, SHOWN = 1000, 100  # of the .jsonl; of the .md and of W&B
-TEXTS = ("prompt", "generated", "matched", "nearest training text")  # columns that are shown as paragraphs
+TEXTS = ("generated", "reference", "references", "matched", "nearest training text")  # columns shown as paragraphs
 CHARACTERS = 2000  # of a cell in the .md and in W&B
 
 
@@ -77,7 +77,9 @@ def item_record(
     ]
     if table is not None:
         title = f"{protocol.name}: {judged.n} texts"
-        record["table"] = from_first_rank(lambda: write_table(table, _rows(items, measured[0]), title))
+        record["table"] = from_first_rank(
+            lambda: write_table(table, _rows(items, measured[0]), title, items.prompt_name)
+        )
     return record
 
 
@@ -91,7 +93,8 @@ def real_texts(items: Items, data: Any, protocol: Protocol) -> tuple[Items, dict
     texts = items.data
     if items.references is not None:
         facts = {"split": protocol.reference_split, "n": len(texts), "what": "the first reference of each text"}
-        return Items([several[0] for several in items.references], prompts=items.prompts, modality=Text()), facts
+        real = [several[0] for several in items.references]
+        return replace(items, data=real, references=None, condition={}, modality=Text()), facts
     if not isinstance(texts, list) or not hasattr(data, "texts"):
         return None
     split = "val" if protocol.reference_split in ("train", "given", "folder") else protocol.reference_split
@@ -121,10 +124,14 @@ def _apart(documents: Sequence[str], length: int) -> list[tuple[int, int]]:
 
 def _rows(items: Items, measured: Measured) -> list[dict[str, Any]]:
     """Rows of the table; where copies were looked for, the nearest ones first."""
-    rows = []
-    for i, text in enumerate(items.data):
-        prompt = {} if items.prompts is None else {"prompt": items.prompts[i]}
-        rows.append({"number": i, **prompt, "generated": text, **{k: v[i] for k, v in measured.columns.items()}})
+    columns: dict[str, Sequence[Any]] = {"number": range(len(items.data))}
+    columns |= {} if items.prompts is None else {items.prompt_name: items.prompts}
+    columns["generated"] = items.data
+    if items.references is not None:
+        one = all(len(several) == 1 for several in items.references)
+        columns |= {"reference": [right for (right,) in items.references]} if one else {"references": items.references}
+    columns |= measured.columns
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if "near copy" in measured.columns:
         rows.sort(key=lambda row: (row["near copy"], row["longest match"] / max(1, row["tokens"])), reverse=True)
     return rows
@@ -133,13 +140,16 @@ def _rows(items: Items, measured: Measured) -> list[dict[str, Any]]:
 # ---- the table for people: STEM.jsonl, STEM.md, and rows for W&B
 
 
-def write_table(stem: Path, rows: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
+def write_table(
+    stem: Path, rows: Sequence[Mapping[str, Any]], title: str, prompt_name: str = "prompt"
+) -> dict[str, Any]:
     """Writes the first rows: as JSON Lines, and as a page to read.
 
     Args:
         stem: path without suffix.
         rows: columns by name, the same in all; "number" is the text's place among all.
         title: of the page.
+        prompt_name: column of what the texts were made from.
 
     Returns:
         For the record: the files' stem, how many rows they have, and of how many.
@@ -150,10 +160,10 @@ def write_table(stem: Path, rows: Sequence[Mapping[str, Any]], title: str) -> di
     page = [f"# {title}", "", f"{min(len(rows), SHOWN)} of {len(rows)} texts."]
     for row in rows[:SHOWN]:
         page += ["", f"## {row['number']}", ""]
-        facts = {key: value for key, value in row.items() if key not in ("number", *TEXTS)}
+        facts = {key: value for key, value in row.items() if key not in ("number", prompt_name, *TEXTS)}
         if shown := [f"{key} {_short(value)}" for key, value in facts.items() if value is not None]:
             page += ["; ".join(shown), ""]
-        for key in TEXTS:
+        for key in (prompt_name, *TEXTS):
             if row.get(key):
                 page += [f"{key}:", "", *("    " + line for line in _cut(row[key]).split("\n")), ""]
     write_bytes(Path(f"{stem}.md"), ("\n".join(page).rstrip() + "\n").encode())
@@ -165,12 +175,14 @@ def table_columns(stem: Path) -> tuple[list[str], list[list[Any]]]:
     lines = Path(f"{stem}.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")[:SHOWN]
     rows = [json.loads(line) for line in lines]
     columns = list(rows[0])
-    return columns, [[_cut(row[key]) if isinstance(row[key], str) else row[key] for key in columns] for row in rows]
+    cells = [[row[key] for key in columns] for row in rows]
+    return columns, [[_cut(cell) if isinstance(cell, str | list) else cell for cell in row] for row in cells]
 
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _cut(text: str) -> str:
+def _cut(cell: str | list[str]) -> str:
+    text = cell if isinstance(cell, str) else "\n".join(cell)
     return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} ... ({len(text)} characters)"

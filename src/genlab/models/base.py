@@ -71,6 +71,11 @@ class GenerativeModel(TrainedModel):
         """What evaluation tells the model about n items, by the names of conditions."""
         return {known.name: known.draw(n, data, protocol, self) for known in self.conditions}
 
+    def examples(self, n: int, data: Any) -> Rows:
+        """What n items to look at are told where seeds have no defaults, by the names of conditions."""
+        rows = {known.name: known.example(n, data) for known in self.conditions}
+        return {name: value for name, value in rows.items() if value is not None}
+
     def shown(self, condition: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Conditions as a person reads them: N numbers or strings by name."""
         return {name: condition_named(self, name).shown(rows, self) for name, rows in condition.items()}

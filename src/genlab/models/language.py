@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.conditions import Prompt
+from genlab.conditions import Condition, Prompt
 from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
 from genlab.modality import Text
@@ -28,7 +28,7 @@ class LanguageModel(GenerativeModel):
     """
 
     modality = Text()
-    conditions = (Prompt(),)
+    conditions: tuple[Condition, ...] = (Prompt(),)
     context: int | None = None
     start: str = "\n"
 

@@ -1,4 +1,4 @@
-"""A causal language model as a folder that transformers reads without GenLab.
+"""A language model as a folder that transformers reads without GenLab.
 
 FOLDER/model.safetensors, config.json   the network, by its own `save_pretrained`
 FOLDER/generation_config.json           how the run is sampled
@@ -32,10 +32,11 @@ def write_transformers(
 
     Args:
         folder: new, or an earlier one, which is replaced.
-        network: a causal model of transformers, with the weights that are wanted.
-        tokenizer: tokenizer.json, copied byte for byte.
+        network: a causal model or an encoder-decoder of transformers, with the weights that are wanted.
+        tokenizer: tokenizer.json, copied byte for byte; of an encoder-decoder with the end of a text after each, where
+            it puts nothing there.
         generation: for generation_config.json.
-        end: the token that ends a text, if there is one; it also begins one.
+        end: the token that ends a text, if there is one; of a causal model it also begins one.
         context: most tokens.
         facts: for genlab.json; "weights" gets the file's sha256.
         card: README.md.
@@ -51,14 +52,20 @@ def write_transformers(
     network.save_pretrained(folder, safe_serialization=True, max_shard_size="100GB")
     config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)
-    special = {} if end is None else {f"{part}_token": end for part in ("bos", "eos", "unk")}
-    if end is not None:
+    special: dict[str, Any] = {} if end is None else {f"{part}_token": end for part in ("bos", "eos", "unk")}
+    shutil.copyfile(tokenizer, folder / TOKENIZER)
+    if config.get("is_encoder_decoder"):
+        names = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: getattr(network.config, name) for name in names}
+        generation = {**generation, **ids, "forced_eos_token_id": ids["eos_token_id"]}
+        special = _ended(folder / TOKENIZER, ids["eos_token_id"], ids["pad_token_id"])
+        config |= ids
+    elif end is not None:
         number = _id_of(tokenizer, end)
         config |= {"bos_token_id": number, "eos_token_id": number}
         generation = {**generation, "bos_token_id": number, "eos_token_id": number}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", dict(generation))
-    shutil.copyfile(tokenizer, folder / TOKENIZER)
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -73,19 +80,37 @@ def write_transformers(
     write_json(folder / RECORD, {**facts, "weights": weights})
 
 
+def _ended(path: Path, eos: int, pad: int) -> dict[str, Any]:
+    """For tokenizer_config.json, of a tokenizer.json that from now on ends a text, as the encoder reads it."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer.from_file(str(path))
+    end = tokenizer.id_to_token(eos)
+    if not tokenizer.encode("").ids:
+        tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, eos)])
+        write_bytes(path, tokenizer.to_str(pretty=True).encode())
+    names = ["input_ids", "attention_mask"]
+    return {"eos_token": end, "pad_token": tokenizer.id_to_token(pad), "model_input_names": names}
+
+
 def _id_of(tokenizer: Path, token: str) -> int:
     added = (read_json(tokenizer) or {}).get("added_tokens", [])
     return next(int(entry["id"]) for entry in added if entry["content"] == token)
 
 
-def generation_of(sampler: Mapping[str, Any], context: int | None) -> dict[str, Any]:
-    """generation_config.json of what a token sampler says of itself; stop strings are left out, which transformers
-    takes as an argument only.
+def generation_of(sampler: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """generation_config.json of what a token sampler or a beam search says of itself; left out are stop strings, which
+    transformers takes as an argument only, and the offset of a length penalty, which it has not.
 
-    A text may not grow beyond the context, where transformers has no answer: half of it is left for the prompt.
+    Args:
+        limit: most new tokens; None: as many as the sampler says.
     """
     new = int(sampler.get("max_new_tokens", 256))
-    made: dict[str, Any] = {"max_new_tokens": new if context is None else max(1, min(new, context // 2))}
+    made: dict[str, Any] = {"max_new_tokens": new if limit is None else max(1, min(new, limit))}
+    if "beams" in sampler:
+        beams = {"num_beams": sampler["beams"], "length_penalty": sampler["alpha"], "early_stopping": "never"}
+        return {**made, "do_sample": False, **beams}
     if sampler.get("temperature", 1.0) == 0:
         return {**made, "do_sample": False}
     names = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "typical": "typical_p",

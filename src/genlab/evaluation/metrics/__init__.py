@@ -30,10 +30,12 @@ from genlab.evaluation.metrics.given import (
     TextPseudoLikelihood,
     VariationalNLL,
 )
+from genlab.evaluation.metrics.pairs import Summarisation, Translation
 
 __all__ = [
     "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",
     "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours",
-    "NotApplicable", "PrecisionRecall", "Reconstruction", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
-    "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "VariationalNLL", "VerseForm", "measure",
+    "NotApplicable", "PrecisionRecall", "Reconstruction", "Summarisation", "TextBound", "TextCoherence", "TextCopying",
+    "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm",
+    "measure",
 ]  # fmt: skip

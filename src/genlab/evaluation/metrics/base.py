@@ -36,7 +36,8 @@ class Items:
         condition: what generated items were asked to be, or real ones are, N rows by the names of conditions.
         modality: of the items; None: not known.
         labelled: whether the classes of the logits are the labels.
-        prompts: what each text goes on from.
+        prompts: the text that each was made from.
+        prompt_name: the condition that they are: "prompt" where texts go on from them, "source" where they answer them.
         references: the right answers of each text.
     """
 
@@ -45,6 +46,7 @@ class Items:
     logits: Tensor | None = None
     labelled: bool = True
     prompts: list[str] | None = None
+    prompt_name: str = "prompt"
     references: list[list[str]] | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict)
     modality: Modality | None = None
@@ -117,13 +119,13 @@ class Metric(torchmetrics.Metric):
         """
         if "training_texts" in self.needs and not hasattr(data, "texts"):
             raise ConfigError(f"evaluation={protocol.name} reads the training set: say which with data=NAME")
-        if model is not None and not protocol.prompt and protocol.needs_pairs:
-            raise ConfigError(
-                f"evaluation.metrics.{self.key} compares texts with references: set evaluation.prompt to the number of "
-                "tokens of a real text that the model goes on from, whose rest is the reference"
-            )
         if self.needs & {"features", "reference"} and protocol.reference_split not in data.manifest.splits:
             raise no_split(data, protocol.reference_split)
+        if model is not None and protocol.needs_pairs:
+            remedies = [known.references_from(data, protocol) for known in getattr(model, "conditions", ())]
+            if None not in remedies:
+                remedy = next(filter(None, remedies), f"{type(model).__name__} makes none that has; take another")
+                raise ConfigError(f"evaluation.metrics.{self.key} compares texts with references: {remedy}")
 
     def prepare(self, data: Any, groups: list[Items]) -> None:
         """What is shared by the items and the real ones of the floor, once before both; on every process."""

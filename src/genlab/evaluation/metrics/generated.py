@@ -220,7 +220,8 @@ class CodeValidity(TextMetric):
 
     def compute(self) -> dict[str, float]:
         texts = self.judged.data
-        prompts = self.judged.prompts or [""] * len(texts)
+        prompts = self.judged.prompts if self.judged.prompt_name == "prompt" else None
+        prompts = prompts or [""] * len(texts)
         values, lines = code_validity([prompt + text for prompt, text in zip(prompts, texts, strict=True)])
         self.columns["valid lines"] = [f"{valid} of {count}" for valid, count in lines]
         return self.signed(values, f"parser:ast-{platform.python_version()}|lines:filled")
@@ -273,7 +274,7 @@ class JudgeScores(Metric):
         if items.modality is None or len(items.data) < 2:
             raise NotApplicable("a judge needs two items at least, of a known modality")
         condition = {name: rows.tolist() for name, rows in items.condition.items()}
-        condition |= {} if items.prompts is None else {"prompt": items.prompts}
+        condition |= {} if items.prompts is None else {items.prompt_name: items.prompts}
         scores = self.judge(Samples(items.modality, items.data), condition)
         self.columns = {"score": scores.tolist()}
         return {"judge_mean": float(scores.mean()), "judge_std": float(scores.std())}

@@ -1,0 +1,112 @@
+"""Metrics of texts that answer a source and have references: translations and summaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from genlab.errors import ConfigError
+from genlab.evaluation.metrics.base import NotApplicable
+from genlab.evaluation.metrics.generated import Sentences, TextMetric, Tokenize
+from genlab.evaluation.overlap import BLEU, CHRF, KINDS, ROUGE, split_sentences
+
+NO_SOURCES = "the texts have no sources"
+
+
+class PairMetric(TextMetric):
+    """Base class: texts against their references, in the light of their sources."""
+
+    needs = frozenset({"pairs"})
+
+    @property
+    def references(self) -> list[list[str]]:
+        """The right answers of each text.
+
+        Raises:
+            NotApplicable: there are none.
+        """
+        if self.judged.references is None:
+            raise NotApplicable("the texts have no references")
+        return self.judged.references
+
+    def bleu(self, rows: Sequence[int] | None = None, lowercase: bool = False) -> BLEU:
+        """BLEU that has read the texts, or those of some rows."""
+        metric = BLEU(self.tokenize, lowercase=lowercase, sync_on_compute=False)  # one rank computes
+        texts, references = self.judged.data, self.references
+        rows = range(len(texts)) if rows is None else rows
+        metric.update([texts[i] for i in rows], [references[i] for i in rows])
+        return metric
+
+
+class Translation(PairMetric):
+    """BLEU (sacreBLEU's, 0 to 100), the same of lower-cased text, BLEU by length of the source, chrF, and the texts'
+    tokens over those of the references.
+
+    Args:
+        tokenize: as sacreBLEU's: "13a" (European languages), "intl", "zh", "char", "none" (at spaces).
+        source_words: ascending bounds of the lengths of sources, in words between white space: to 10, 11 to 20, ...
+    """
+
+    key = "translation"
+
+    def __init__(self, tokenize: Tokenize = "13a", source_words: Sequence[int] = (10, 20, 30)) -> None:
+        super().__init__()
+        self.keep(tokenize=tokenize, source_words=tuple(source_words))
+        bounds = [0, *self.source_words]
+        if sorted(set(bounds)) != bounds:
+            raise ConfigError(f"evaluation.metrics.{self.key}.source_words={bounds[1:]}: must ascend, from 1")
+        self.lengths = {f"bleu_source_to_{last}": (before + 1.0, last) for before, last in pairwise(bounds)}
+        self.lengths[f"bleu_source_over_{bounds[-1]}"] = (bounds[-1] + 1.0, math.inf)
+        self.outputs = ("bleu", "bleu_lower", "chrf", "length_ratio", *self.lengths)
+
+    def compute(self) -> dict[str, float]:
+        cased, lower, chrf = self.bleu(), self.bleu(lowercase=True), CHRF(sync_on_compute=False)
+        chrf.update(self.judged.data, self.references)
+        metrics = {"bleu": cased, "bleu_lower": lower, "chrf": chrf}
+        values = {name: metric.compute().item() for name, metric in metrics.items()}
+        values["length_ratio"] = cased.length_ratio
+        self.signatures = dict.fromkeys(self.outputs, cased.signature())
+        self.signatures |= {name: metric.signature() for name, metric in metrics.items()}
+        words = None if self.judged.prompts is None else [len(text.split()) for text in self.judged.prompts]
+        for name, (first, last) in self.lengths.items():
+            rows = [i for i, count in enumerate(words or ()) if first <= max(1, count) <= last]
+            values[name] = self.bleu(rows).compute().item() if rows else math.nan
+            if not rows:
+                self.missing[name] = NO_SOURCES if words is None else "no source of such a length"
+        return values
+
+
+class Summarisation(PairMetric):
+    """F-measures of ROUGE (rouge-score's, 0 to 1) of summaries; `lead_`: of the first sentence of the source in their
+    place, which a summary must beat; and the texts' tokens over those of the references.
+
+    Args:
+        tokenize: see genlab.evaluation.overlap.ROUGE; "13a" for English.
+        sentences: what ends a sentence, for rougeLsum and the lead: "punctuation" or "newline".
+    """
+
+    key = "summarisation"
+    outputs = (*KINDS, *(f"lead_{kind}" for kind in KINDS), "length_ratio")
+
+    def __init__(self, tokenize: Tokenize = "13a", sentences: Sentences = "punctuation") -> None:
+        super().__init__()
+        self.keep(tokenize=tokenize, sentences=sentences)
+
+    def compute(self) -> dict[str, float]:
+        bleu = self.bleu()
+        values = self._rouge(self.judged.data)
+        values["length_ratio"] = bleu.length_ratio
+        self.signatures["length_ratio"] = bleu.signature()
+        if self.judged.prompts is None:
+            leads = dict.fromkeys((f"lead_{kind}" for kind in KINDS), math.nan)
+            self.missing = dict.fromkeys(leads, NO_SOURCES)
+            return values | leads
+        sentences = (split_sentences(source.strip(), self.sentences) for source in self.judged.prompts)
+        return values | self._rouge([next(iter(own), "") for own in sentences], "lead_")
+
+    def _rouge(self, texts: Sequence[str], prefix: str = "") -> dict[str, float]:
+        rouge = ROUGE(self.tokenize, self.sentences, sync_on_compute=False)
+        rouge.update(texts, self.references)
+        self.signatures |= {prefix + kind: rouge.signature(kind) for kind in KINDS}
+        return {prefix + kind: value.item() for kind, value in rouge.compute().items() if kind in KINDS}

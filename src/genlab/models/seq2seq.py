@@ -1,0 +1,212 @@
+"""Encoder-decoder Transformers: p(y | x) = prod_t p(y_t | y_<t, x), for translations, summaries and answers.
+
+Vaswani et al. 2017 (arXiv 1706.03762). Marian, BART and T5 of the transformers library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from genlab.conditions import Source
+from genlab.data.vocabulary import encode
+from genlab.data.windows import IGNORED
+from genlab.decoding.reading import ENDED, lengths_of
+from genlab.errors import ConfigError
+from genlab.models.base import Rows
+from genlab.models.language import LanguageModel
+
+State = tuple[Any, Tensor, Any]  # the encoder's output, the mask of the source, transformers' cache
+
+
+class Seq2Seq(LanguageModel):
+    """An encoder-decoder of the transformers library, trained by the cross-entropy of the target's tokens.
+
+    A batch has "source", int64 [B, S], token ids with -1 after the end of a row, and "labels", int64 [B, T], the target
+    with the token that ends it, then -100. The source is read with that token after it, or with what the tokenizer's
+    own template puts around a text (BART's <s> and </s>).
+
+    A text has at most length_ratio * n + length_extra tokens, for n of the source with what is put around it, and ends
+    there if it has not before.
+
+    Args:
+        network: one whose config has decoder_start_token_id, eos_token_id and pad_token_id.
+        context: most tokens of a source or a target; None: no limit (T5).
+        label_smoothing: share of the probability that the target spreads over all tokens (Szegedy et al. 2016, arXiv
+            1512.00567, section 7), in training.
+        prefix: text before each source ("summarize: " of T5).
+        length_ratio: see above.
+        length_extra: likewise.
+        gradient_checkpointing: keep only each block's input for the backward pass and compute the rest again.
+        chunk_size: rows that are generated at a time (see GenerativeModel).
+    """
+
+    conditions = (Source(),)
+
+    def __init__(
+        self,
+        network: Any,
+        context: Annotated[int, "gt 1"] | None,
+        label_smoothing: Annotated[float, "ge 0, lt 1"] = 0.0,
+        prefix: str = "",
+        length_ratio: Annotated[float, "ge 0"] = 1.5,
+        length_extra: Annotated[int, "ge 1"] = 20,
+        gradient_checkpointing: bool = False,
+        chunk_size: int = 32,
+    ) -> None:
+        super().__init__()
+        self.network, self.context, self.label_smoothing, self.prefix = network, context, label_smoothing, prefix
+        self.length_ratio, self.length_extra, self.chunk_size = length_ratio, length_extra, chunk_size
+        ids = network.config
+        self.first, self.end, self.pad = ids.decoder_start_token_id, ids.eos_token_id, ids.pad_token_id
+        if gradient_checkpointing:
+            self.checkpoint_gradients(network)
+
+    # ---- the network
+
+    def framed(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder reads of sources, int64 [B, S], with what is put around them, and the mask; int64 [B, S'].
+
+        Raises:
+            ConfigError: one is beyond the context.
+        """
+        *before, after = self.frame
+        begin, lengths = len(before), lengths_of(source)
+        longest = int(lengths.max())
+        if self.context is not None and begin + longest + 1 > self.context:
+            raise ConfigError(
+                f"a source of {longest} tokens, with {begin + 1} around it, is beyond model.context={self.context}; "
+                "shorten it"
+            )
+        ids = source.new_full((len(source), begin + longest + 1), self.pad)
+        ids[:, :begin] = torch.tensor(before, dtype=torch.int64, device=source.device)
+        ids[:, begin:-1] = torch.where(source[:, :longest] == ENDED, self.pad, source[:, :longest])
+        end = (begin + lengths)[:, None]
+        ids.scatter_(1, end, after)
+        return ids, (torch.arange(ids.shape[1], device=source.device) <= end).to(torch.int64)
+
+    @property
+    def frame(self) -> list[int]:
+        """Ids before a source (what its template begins with, the prefix), and the one after it."""
+        template = self.tokenizer.encode("").ids or [self.end]
+        return [*template[:-1], *encode(self.tokenizer, self.prefix), template[-1]]
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the network reads of a batch to predict its labels, each from those before it."""
+        ids, mask = self.framed(batch["source"])
+        labels = batch["labels"]
+        before = torch.cat([labels.new_full((len(labels), 1), self.first), labels[:, :-1]], 1)
+        before = before.masked_fill(before == IGNORED, self.pad)  # after a row's end nothing is predicted
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": before}
+
+    def _log_p(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities of all tokens in the place of each label, float32 [B, T, V]."""
+        return self.network(**self.inputs(batch), use_cache=False).logits.float().log_softmax(2)
+
+    # ---- training
+
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nats a token of the target; with label smoothing also `nll`, the loss without it."""
+        labels = batch["labels"]
+        counted = labels != IGNORED
+        # What each token weighs: all of a batch alike, over all of its micro-batches.
+        weight = batch["weight"][:, None] if "weight" in batch else 1 / counted.sum().clamp(min=1)
+        log_p = self._log_p(batch)
+        own = -log_p.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
+        nll = (own * counted * weight).sum()
+        if not (self.training and self.label_smoothing):
+            return {"loss": nll}
+        uniform = (-log_p.mean(2) * counted * weight).sum()
+        return {"loss": (1 - self.label_smoothing) * nll + self.label_smoothing * uniform, "nll": nll}
+
+    def log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target given its source.
+
+        Returns:
+            Sums in nats, float64 [B]; numbers of tokens counted, int64 [B].
+        """
+        labels = batch["labels"]
+        counted = labels != IGNORED
+        own = self._log_p(batch).gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
+        return (own.double() * counted).sum(1), counted.sum(1)
+
+    # ---- generation
+
+    def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Tensor:
+        """Token ids, int64 [B, T], -1 after the end of a row.
+
+        Raises:
+            ConfigError: no source, or one beyond the context.
+        """
+        source = (condition or {}).get("source")
+        if source is None:
+            raise ConfigError('this model needs a source: condition.source="TEXT", or conditions=FILE, a source a line')
+        return sampler.decode(SourceReader(self, source), self.begin(seeds), seeds).tokens[:, 1:]
+
+    def begin(self, seeds: Tensor) -> Tensor:
+        """The token before each target, int64 [B, 1]."""
+        return torch.full((len(seeds), 1), self.first, device=seeds.device)
+
+    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
+        """Weights of the last layer, the mean over the heads, see genlab.evaluation.latents.Attends. A row is what the
+        decoder looks at when it predicts that token."""
+        inputs, labels = self.inputs(batch), batch["labels"]
+        attention = self.network.config._attn_implementation
+        self.network.set_attn_implementation("eager")  # the only one that gives weights
+        try:
+            weights = self.network(**inputs, use_cache=False, output_attentions=True).cross_attentions[-1].mean(1)
+        finally:
+            self.network.set_attn_implementation(attention)
+        rows, columns = (labels != IGNORED).sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
+        return [
+            (weights[i, :t, :s], labels[i, :t].tolist(), inputs["input_ids"][i, :s].tolist())
+            for i, (t, s) in enumerate(zip(rows, columns, strict=True))
+        ]
+
+
+class SourceReader:
+    """A model beside its sources, as decoders see it: genlab.decoding.reading.Reader.
+
+    Args:
+        model: Seq2Seq.
+        source: int64 [B, S]; rows that are read may be any multiple of B, those of one source side by side.
+    """
+
+    def __init__(self, model: Seq2Seq, source: Tensor) -> None:
+        self.model, self.rows, self.framed = model, len(source), model.framed(source)
+        self.context, self.tokenizer, self.end = model.context, model.tokenizer, model.end
+        limits = (model.length_ratio * (lengths_of(source) + len(model.frame))).long() + model.length_extra
+        self.limits = limits if model.context is None else limits.clamp(max=model.context - 1)
+        self.longest = int(self.limits.max())
+
+    def next_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """See Reader; a row that has as many tokens as it may have ends."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        times = len(tokens) // self.rows
+        if state is None:
+            ids, mask = self.framed
+            hidden = self.model.network.get_encoder()(input_ids=ids, attention_mask=mask)[0]
+            hidden, mask, cache = hidden.repeat_interleave(times, 0), mask.repeat_interleave(times, 0), None
+        else:
+            hidden, mask, cache = state
+        output = self.model.network(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, decoder_input_ids=tokens,
+            cache=cache, use_cache=True,
+        )  # fmt: skip
+        logits, cache = output.logits[:, -1].float(), output.cache
+        last = (cache.get_seq_length() >= self.limits).repeat_interleave(times)  # the first token is no text
+        forced = torch.full_like(logits[:1], -torch.inf)
+        forced[:, self.end] = 0
+        return torch.where(last[:, None], forced, logits), (hidden, mask, cache)
+
+    def select(self, state: State, rows: Tensor) -> State:
+        """See Reader. Rows change places within those of one source, whose encoding stays."""
+        state[2].self_attention_cache.reorder_cache(rows)  # in place
+        return state
+
+    def to_data(self, raw: Tensor) -> list[str]:
+        return self.model.to_data(raw)
