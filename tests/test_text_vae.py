@@ -232,7 +232,7 @@ def test_the_decoder_begins_anew_after_the_autoencoder_phase(monkeypatch: pytest
 # ---- generation
 
 
-SAMPLERS = [TokenSampler(5, stop=[END]), TokenSampler(5, temperature=0.0), BeamSearch(5, beams=3, stop=[END]),
+SAMPLERS = [TokenSampler(9), TokenSampler(5, temperature=0.0), BeamSearch(5, beams=3),
             BestOf(4, n=3)]  # fmt: skip
 
 
@@ -340,7 +340,7 @@ def captions(folder: Path) -> list[str]:
 
 def test_a_run_on_sentences_writes_pages_and_values_a_token(tmp_path: Path) -> None:
     small = ["model.encoder.width=16", "model.decoder.network.embedding=16", "model.latent_dim=3",
-             "model.start='<|endoftext|>'", "sampler.stop=['<|endoftext|>']",
+             "model.start='<|endoftext|>'",
              "evaluation=importance_nll_test", "evaluation.metrics.importance_nll.draws=6"]  # fmt: skip
     run = new_run(small_run("model=text_vae", tmp_path, *captions(tmp_path), *small))
     assert work(run) == 0, log(run)

@@ -155,8 +155,7 @@ class TextVAE(LanguageModel, GaussianLatents):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """z [B, latent_dim] -> the likeliest token at each step, int64 [B, T], -1 after the end of a row."""
-        ends = [END] if self.tokenizer.token_to_id(END) is not None else []
-        greedy, seeds = TokenSampler(self.block_size, temperature=0.0, stop=ends), torch.zeros_like(z[:, 0]).long()
+        greedy, seeds = TokenSampler(self.block_size, temperature=0.0), torch.zeros_like(z[:, 0]).long()
         return greedy.decode(LatentReader(self, z), self.begin(seeds), seeds).tokens
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -177,6 +176,7 @@ class LatentReader:
     def __init__(self, model: TextVAE, z: Tensor) -> None:
         self.model, self.z, self.context, self.tokenizer = model, z, model.context, model.tokenizer
         self.end: int | None = model.tokenizer.token_to_id(END)
+        self.longest = model.block_size
 
     def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         z, cache = state or (self.z.repeat_interleave(len(tokens) // len(self.z), 0), None)
