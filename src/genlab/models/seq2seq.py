@@ -45,6 +45,7 @@ class Seq2Seq(LanguageModel):
     """
 
     conditions = (Source(),)
+    reads = ("source", "labels")
 
     def __init__(
         self,
