@@ -92,11 +92,8 @@ def find_files(root: Path, suffixes: Sequence[str], exclude: Sequence[str] = ())
 
 def fingerprint(root: Path, files: Sequence[Path]) -> list[list[Any]]:
     """[name, bytes, time of change in ns] of each file: what is compared, instead of reading them, at a later start."""
-    found = []
-    for path in files:
-        stat = path.stat()
-        found.append([name_of(root, path), stat.st_size, stat.st_mtime_ns])
-    return found
+    stats = [path.stat() for path in files]
+    return [[name_of(root, path), s.st_size, s.st_mtime_ns] for path, s in zip(files, stats, strict=True)]
 
 
 def name_of(root: Path, path: Path) -> str:
@@ -175,11 +172,11 @@ def _document(record: Any, origin: str, size: int, text_field: str) -> Document:
     return Document(text, origin, len(text.encode()), rest)
 
 
-def normalised(text: str) -> str:
-    """NFC; every line end a newline; without control characters, spaces at the ends of lines, and empty lines at the
-    ends of the text."""
+def normalised(text: str, controls: bool = False) -> str:
+    """NFC; every line end a newline; without control characters (but with `controls`), spaces at the ends of lines, and
+    empty lines at the ends of the text."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _CONTROL.sub("", text)
+    text = text if controls else _CONTROL.sub("", text)
     return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
 
 
