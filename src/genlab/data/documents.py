@@ -200,12 +200,6 @@ def script_shares(text: str) -> dict[str, float]:
     return {name: int(count) / total for name, count in zip(SCRIPTS, counts[1:], strict=True)}
 
 
-def has_spaces(text: str) -> bool:
-    """Whether words stand between spaces in the script of most of its letters: not in Chinese, Japanese, Thai."""
-    shares = script_shares(text)
-    return shares["han"] + shares["kana"] + shares["thai"] < 0.5
-
-
 def count_units(texts: Iterable[str]) -> dict[str, int]:
     """Bytes in UTF-8, characters, and words (runs between white space; not of scripts that put none between words)."""
     counts = {"byte": 0, "character": 0, "word": 0}
@@ -215,7 +209,11 @@ def count_units(texts: Iterable[str]) -> dict[str, int]:
         counts["character"] += len(text)
         counts["word"] += len(text.split())
         if spaced + unspaced < 1 << 20:  # the first million characters say which script it is
-            spaced, unspaced = (spaced + len(text), unspaced) if has_spaces(text) else (spaced, unspaced + len(text))
+            shares = script_shares(text)
+            if shares["han"] + shares["kana"] + shares["thai"] < 0.5:
+                spaced += len(text)
+            else:
+                unspaced += len(text)
     if unspaced > spaced:
         del counts["word"]
     return counts
