@@ -83,8 +83,8 @@ class TrainedModel(pl.LightningModule, ABC):
         items = data.source("train").batch(first, first)
         if lacking := [key for key in self.reads if key not in items]:
             raise ConfigError(
-                f"data={data.name}: its items have no {lacking[0]}, only {', '.join(items)}; {type(self).__name__} reads "
-                f"{' and '.join(self.reads)}: choose other data, or another model"
+                f"data={data.name}: its items have no {lacking[0]}, only {', '.join(items)}; {type(self).__name__} "
+                f"reads {' and '.join(self.reads)}: choose other data, or another model"
             )
 
     def keys(self, batch: Mapping[str, Tensor]) -> Tensor:
