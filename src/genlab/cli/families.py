@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from genlab.cli.comparison.read import Run
 from genlab.cli.compose import compose_config
-from genlab.cli.reproduce import read_runs, same_runs
+from genlab.cli.reproduce import mean_sd, read_runs, rounded, row, same_runs
 from genlab.errors import ConfigError
 from genlab.files import write_bytes
 
@@ -66,17 +65,14 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
         parts, stored = [HEAD], read_runs([options.results])
         for suffix, title in DATA.items():
             runs = _runs(root, stored, suffix)
-            generated = {name: found for name, found in runs.items() if _value(found[0], VALUES[0][1]) is not None}
-            reconstructed = {
-                name: found for name, found in runs.items() if _value(found[0], RECONSTRUCTIONS[0][1]) is not None
-            }
+            generated, stages = (
+                {name: found for name, found in runs.items() if found[0].measured(columns[0][1]) is not None}
+                for columns in (VALUES, RECONSTRUCTIONS)
+            )
             if generated:
-                parts += [f"## {title}", "\n".join(_table(generated, VALUES, curve=True))]
-            if reconstructed:
-                parts += [
-                    f"### First stages on {title}",
-                    "\n".join(_table(reconstructed, RECONSTRUCTIONS, curve=False)),
-                ]
+                parts += [f"## {title}", _table(generated, VALUES, curve=True)]
+            if stages:
+                parts += [f"### First stages on {title}", _table(stages, RECONSTRUCTIONS, curve=False)]
             if runs:
                 parts += [f"### What they look like: {title}", _pictures(runs, options.out.parent)]
         write_bytes(options.out, ("\n\n".join(part.strip("\n") for part in parts) + "\n").encode())
@@ -98,35 +94,24 @@ def _runs(root: Path, stored: Sequence[Run], suffix: str) -> dict[str, list[Run]
     return found
 
 
-def _value(run: Run, name: str, floor: bool = False) -> float | None:
-    for record in run.records:
-        values = (record.data.get("floor") or {}).get("values", {}) if floor else record.data.get("values", {})
-        if record.own and values.get(name) is not None:
-            return float(values[name])
-    return None
-
-
-def _table(runs: dict[str, list[Run]], columns: Sequence[tuple[str, str, int]], curve: bool) -> list[str]:
-    shown = [c for c in columns if any(_value(run, c[1]) is not None for found in runs.values() for run in found)]
+def _table(runs: dict[str, list[Run]], columns: Sequence[tuple[str, str, int]], curve: bool) -> str:
+    shown = [c for c in columns if any(run.measured(c[1]) is not None for found in runs.values() for run in found)]
     titles = ["experiment", "samples seen", "seconds", *(title for title, _, _ in shown)]
     if curve:
         titles += [f"FID 1k at {EQUAL_SAMPLES:,} samples", f"FID 1k at {EQUAL_SECONDS} s"]
-    floors = {name: next((v for found in runs.values() if (v := _value(found[0], name, True)) is not None), None)
-              for _, name, _ in shown}  # fmt: skip
-    first = ["real train images", "", "", *(_number(floors[name], digits) for _, name, digits in shown)]
-    lines = [_row(titles), _row(["---"] * len(titles)), _row(first + [""] * (len(titles) - len(first)))]
-
-    def order(item: tuple[str, list[Run]]) -> float:
-        return _value(item[1][0], shown[0][1]) or 0.0
-
-    for name, found in sorted(runs.items(), key=order):
-        cells = [f"`{name}`", f"{found[0].samples or 0:,}", _mean([run.wall_s for run in found], 3)]
-        cells += [_mean([_value(run, key) for run in found], digits) for _, key, digits in shown]
+    first = ["real train images", "", ""]
+    for _, name, digits in shown:
+        floors = (found[0].measured(name, floor=True) for found in runs.values())
+        first.append(rounded(next((floor for floor in floors if floor is not None), None), digits))
+    lines = [row(titles), row(["---"] * len(titles)), row(first + [""] * (len(titles) - len(first)))]
+    for name, found in sorted(runs.items(), key=lambda item: item[1][0].measured(shown[0][1]) or 0.0):
+        cells = [f"`{name}`", f"{found[0].samples or 0:,}", mean_sd([run.wall_s for run in found], 3)]
+        cells += [mean_sd([run.measured(key) for run in found], digits) for _, key, digits in shown]
         if curve:
-            cells += [_mean([_at(run, samples=EQUAL_SAMPLES) for run in found], 3)]
-            cells += [_mean([_at(run, seconds=EQUAL_SECONDS) for run in found], 3)]
-        lines.append(_row(cells))
-    return lines
+            cells += [mean_sd([_at(run, samples=EQUAL_SAMPLES) for run in found], 3)]
+            cells += [mean_sd([_at(run, seconds=EQUAL_SECONDS) for run in found], 3)]
+        lines.append(row(cells))
+    return "\n".join(lines)
 
 
 def _at(run: Run, samples: int | None = None, seconds: float | None = None) -> float | None:
@@ -142,25 +127,9 @@ def _pictures(runs: dict[str, list[Run]], folder: Path) -> str:
     cells = []
     for name, found in runs.items():
         stages = found[0].path / "reconstructions.png"
-        picture = stages if _value(found[0], RECONSTRUCTIONS[0][1]) is not None else found[0].path / "final.png"
+        picture = stages if found[0].measured(RECONSTRUCTIONS[0][1]) is not None else found[0].path / "final.png"
         if picture.exists():
             path = Path(os.path.relpath(picture, folder)).as_posix()
             cells.append(f"`{name}`<br>![samples of {name}]({path})")
     rows = [cells[i : i + 3] for i in range(0, len(cells), 3)]
-    return "\n".join([_row([" "] * 3), _row(["---"] * 3), *(_row(row + [""] * (3 - len(row))) for row in rows)])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-
-
-def _mean(values: Sequence[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    mean = _number(statistics.mean(known), digits)
-    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.2g} (n = {len(known)})"
+    return "\n".join([row([" "] * 3), row(["---"] * 3), *(row(part + [""] * (3 - len(part))) for part in rows)])

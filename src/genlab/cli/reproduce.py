@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import datetime
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,6 @@ directory. A run that was cut short is set beside the paper's curve at as many s
 SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu_new"}  # other kernels, other last bits
 
 
-@dataclass(frozen=True)
-class Found:
-    """A run of an experiment with the value of its paper's metric."""
-
-    run: Run
-    value: float | None
-    seen: int
-
-
 def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> int:
     """See `--help`; returns the exit code."""
     root = root or Path(__file__).resolve().parents[3]
@@ -58,9 +49,12 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
                 raise ConfigError(f"no experiment {name!r} (there are: {', '.join(known)}).")
         stored = read_runs([root / "docs" / "results", options.runs_dir])
         seeds = options.seeds.split(",") if options.train else []
-        rows = [
-            row for name in options.experiments or known for row in rows_of(name, root, stored, options.runs_dir, seeds)
-        ]
+        rows = []
+        for name in options.experiments or known:
+            config = compose_config(root / "conf", "train", [f"experiment={name}"])
+            if config.get("paper") is not None:
+                runs = experiment_runs(name, config, root, stored, options.runs_dir, seeds)
+                rows.append(row(_cells(name, config.paper, runs)))
         write_bytes(options.out, (HEAD + "\n".join(rows) + "\n").encode())
     except ConfigError as error:
         print(f"genlab: error: {error}", file=sys.stderr)
@@ -69,24 +63,21 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     return 0
 
 
-def rows_of(name: str, root: Path, stored: Sequence[Run], runs_dir: Path, seeds: Sequence[str]) -> list[str]:
-    """Lines of the table for one experiment: one for the paper's metric. What is missing of `seeds` is trained."""
-    config: Any = compose_config(root / "conf", "train", [f"experiment={name}"])
-    paper = config.get("paper")
-    if paper is None:
-        return []
+def experiment_runs(
+    name: str, config: Any, root: Path, stored: Sequence[Run], runs_dir: Path, seeds: Sequence[str]
+) -> list[Run]:
+    """The runs of an experiment. What is missing of `seeds` is trained, and evaluated by the paper's protocol."""
     runs = same_runs(config, stored)
     for seed in seeds:
         if not any(str(run.seed) == seed and run.finished for run in runs):
             _call([str(root / "train.py"), f"experiment={name}", f"seed={seed}", f"runs_dir={runs_dir}"])
             runs = same_runs(config, [*stored, *read_runs([runs_dir])])
     if seeds:
-        unmeasured = [run for run in runs if run.finished and _value(run, paper.metric) is None]
+        unmeasured = [run for run in runs if run.finished and _value(run, config.paper.metric) is None]
         for run in [run for run in unmeasured if (run.path / "checkpoints" / "last.ckpt").exists()]:
-            _call([str(root / "evaluate.py"), f"run={run.path}", f"evaluation={paper.protocol}"])
+            _call([str(root / "evaluate.py"), f"run={run.path}", f"evaluation={config.paper.protocol}"])
         runs = same_runs(config, [*stored, *read_runs([runs_dir])])
-    found = [Found(run, _value(run, paper.metric), run.samples or 0) for run in runs]
-    return [_line(name, paper, [f for f in found if f.value is not None])]
+    return runs
 
 
 def _call(arguments: list[str]) -> None:
@@ -152,51 +143,55 @@ def _without_new_defaults(wanted: Any, had: Any) -> Any:
 
 def _value(run: Run, metric: str) -> float | None:
     """The metric at the end of a run: of its own record, else the last row that has it."""
-    for record in run.records:
-        if record.own and (value := record.data.get("values", {}).get(metric)) is not None:
-            return float(value)
-    values = [row[metric] for row in run.rows if metric in row]
-    return values[-1] if values else None
+    own = run.measured(metric)
+    return own if own is not None else next((row[metric] for row in reversed(run.rows) if metric in row), None)
 
 
-def _line(name: str, paper: Mapping[str, Any], found: Sequence[Found]) -> str:
-    published, source = (
-        f"{paper['value']:g}",
-        f"{paper['title']}, {paper.get('arxiv') or paper.get('url')}, {paper['table']}",
-    )
-    if not found:
-        return f"| `{name}` | {source} | {paper['metric']} | {published} | not run yet | | | | | |"
-    seen = max(f.seen for f in found)
-    group = [f for f in found if f.seen == seen]
+def _cells(name: str, paper: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
+    """The cells of an experiment's row: its longest runs beside the paper's number."""
+    measured = [run for run in runs if _value(run, paper["metric"]) is not None]
+    published = f"{paper['value']:g}"
+    source = f"{paper['title']}, {paper.get('arxiv') or paper.get('url')}, {paper['table']}"
+    if not measured:
+        return [f"`{name}`", source, paper["metric"], published, "not run yet" + " |" * 5]  # empty cells
+    seen = max(run.samples or 0 for run in measured)
+    group = [run for run in measured if (run.samples or 0) == seen]
+    last = group[-1]
     if seen < paper["samples"]:
         points = [point for point in paper.get("curve", ()) if point["samples"] <= seen]
         published = f"{points[-1]['value']:g} at {points[-1]['samples']:,}" if points else "none at so few"
-    values = [f.value for f in group if f.value is not None]
-    ours = f"{statistics.mean(values):.4g}"
-    if len(values) > 1:
-        ours += f" ± {statistics.stdev(values):.2g} (n = {len(values)})"
-    environment = read_json(group[-1].run.path / "environment.json") or {}
-    hardware = f"{environment.get('processor', '?')}, {environment.get('cpus', '?')} cores"
-    protocol = f"`{paper['protocol']}`"
-    when = group[-1].run.path.parent.name if group[-1].run.path.parent.name[:2] == "20" else _date(group[-1].run)
-    records = ", ".join(f.run.name for f in group)
-    cells = [
+    environment = read_json(last.path / "environment.json") or {}
+    return [
         f"`{name}`",
         source,
         paper["metric"],
         published,
-        ours,
+        mean_sd([_value(run, paper["metric"]) for run in group], 4),
         f"{seen:,} of {paper['samples']:,}",
-        protocol,
-        hardware,
-        when,
+        f"`{paper['protocol']}`",
+        f"{environment.get('processor', '?')}, {environment.get('cpus', '?')} cores",
+        last.path.parent.name if last.path.parent.name.startswith("20") else _date(last),
+        ", ".join(run.name for run in group),
     ]
-    return f"| {' | '.join(cells)} | {records} |"
+
+
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def rounded(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
+def mean_sd(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation of those that are there, with so many digits of the mean."""
+    known = [value for value in values if value is not None]
+    mean = rounded(statistics.mean(known), digits) if known else ""
+    return mean if len(known) < 2 else f"{mean} ± {statistics.stdev(known):.2g} (n = {len(known)})"
 
 
 def _date(run: Run) -> str:
     """Day of the last row, or of the record."""
-    import datetime
-
     times = [row["time"] for row in run.rows if "time" in row]
     return datetime.date.fromtimestamp(times[-1]).isoformat() if times else "?"

@@ -101,6 +101,14 @@ class Run:
                 before = row["samples"]
         return seen / seconds if seconds else None
 
+    def measured(self, name: str, floor: bool = False) -> float | None:
+        """A value of the run's own metric records; with `floor`, what real data has under the same protocol."""
+        for record in self.records:
+            source = (record.data.get("floor") or {}) if floor else record.data
+            if record.own and (value := source.get("values", {}).get(name)) is not None:
+                return float(value)
+        return None
+
 
 def is_run(path: Path) -> bool:
     """Whether a folder is, or is left of, a run directory."""
