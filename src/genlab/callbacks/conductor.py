@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from genlab.callbacks.events import Events
 from genlab.models.adversarial import average
 from genlab.models.schedule import crossed
 from genlab.models.trained import TrainedModel
 from genlab.runs.pulse import Pulse
+
+
+@dataclass
+class Events:
+    """What happened at the batch that has just ended: an optimizer step ended; log; evaluate; save; it was the last.
+
+    Attributes:
+        pending: what is saved now is the state before a validation that was cut short; a resumed run begins with it.
+    """
+
+    step: bool = False
+    log: bool = False
+    evaluate: bool = False
+    save: bool = False
+    last: bool = False
+    pending: bool = False
 
 
 class Conductor(pl.Callback):

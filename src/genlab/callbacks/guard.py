@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from genlab.callbacks.events import Events
+from genlab.callbacks.conductor import Events
 from genlab.errors import NumericError
 from genlab.files import replacing
 from genlab.models.trained import TrainedModel

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from genlab.callbacks.events import Events
+from genlab.callbacks.conductor import Events
 from genlab.errors import NumericError
 from genlab.models.trained import TrainedModel
 from genlab.runs.directory import RunDirectory

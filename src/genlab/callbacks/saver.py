@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from genlab.callbacks.events import Events
+from genlab.callbacks.conductor import Events
 from genlab.callbacks.recorder import Recorder
 from genlab.errors import Interrupted, NumericError, Preempted, Stopped
 from genlab.models.trained import TrainedModel

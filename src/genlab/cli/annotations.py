@@ -6,6 +6,7 @@ An annotation that is not understood accepts everything: the check may miss a fa
 from __future__ import annotations
 
 import ast
+import contextlib
 from typing import Any
 
 from genlab.cli.signature import Value, dotted_name, last_name, look_up
@@ -14,7 +15,17 @@ from genlab.settings import within
 _SEQUENCES = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable", "Collection", "MutableSequence", "set", "Set"}
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 _OBJECTS = {"Tensor", "Module", "Callable", "type", "Type", "Generator", "Optimizer", "LightningModule"}
-_WORDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+# Name: kinds of values that fit, and these in words.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "text"),
+    "Path": (str, "a path"),
+    "None": (type(None), "null"),
+    **dict.fromkeys(_SEQUENCES, (list, "a list")),
+    **dict.fromkeys(_MAPPINGS, (dict, "a mapping")),
+}
 
 
 def fits(value: Any, annotation: ast.expr | None, module: str) -> tuple[bool, str]:
@@ -27,48 +38,33 @@ def fits(value: Any, annotation: ast.expr | None, module: str) -> tuple[bool, st
     Returns:
         (fits, words); the words are empty if the annotation is not understood.
     """
-    if annotation is None or (isinstance(value, dict) and "_target_" in value):
+    if isinstance(value, dict) and "_target_" in value:
         return True, ""
-    if isinstance(annotation, ast.Constant):
-        if annotation.value is None:
+    match annotation:
+        case ast.Constant(value=None):
             return value is None, "null"
-        if isinstance(annotation.value, str):  # a forward reference
-            try:
-                return fits(value, ast.parse(annotation.value, mode="eval").body, module)
-            except SyntaxError:
-                return True, ""
-        return True, ""
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return _any(value, [annotation.left, annotation.right], module)
-    if isinstance(annotation, ast.Subscript):
-        inner = annotation.slice
-        return _subscript(
-            value, last_name(annotation.value), inner.elts if isinstance(inner, ast.Tuple) else [inner], module
-        )
-    return _name(value, annotation, module)
+        case ast.Constant(value=str(text)):  # a forward reference
+            with contextlib.suppress(SyntaxError):
+                return fits(value, ast.parse(text, mode="eval").body, module)
+        case ast.BinOp(op=ast.BitOr()):
+            return _any(value, [annotation.left, annotation.right], module)
+        case ast.Subscript(slice=ast.Tuple(elts=inner)):
+            return _subscript(value, last_name(annotation.value), inner, module)
+        case ast.Subscript():
+            return _subscript(value, last_name(annotation.value), [annotation.slice], module)
+        case ast.Name() | ast.Attribute():
+            return _name(value, annotation, module)
+    return True, ""
 
 
 def _name(value: Any, annotation: ast.expr, module: str) -> tuple[bool, str]:
     name = last_name(annotation)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name in _WORDS:
-        ok = {
-            "int": isinstance(value, int) and number,
-            "float": number,
-            "bool": isinstance(value, bool),
-            "str": isinstance(value, str),
-            "None": value is None,
-        }[name]
-        return ok, _WORDS[name]
-    if name in _SEQUENCES:
-        return isinstance(value, list), "a list"
-    if name in _MAPPINGS:
-        return isinstance(value, dict), "a mapping"
     if name in _OBJECTS:
         return False, f"an object (a node with `_target_`) of type {name}"
-    if name == "Path":
-        return isinstance(value, str), "a path"
-    alias = look_up(module, dotted_name(annotation)) if dotted_name(annotation) else None
+    if name in _KINDS:
+        kinds, words = _KINDS[name]
+        return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool)), words
+    alias = look_up(module, dotted_name(annotation))
     return fits(value, alias.node, alias.module) if isinstance(alias, Value) else (True, "")
 
 

@@ -64,6 +64,14 @@ def build_data(config: DictConfig) -> DataModule:
     return instantiate(config.data, DataModule)
 
 
+def ready_data(config: DictConfig) -> DataModule:
+    """The data of a configuration, fetched where that is needed, for evaluation."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
 def build_protocol(node: Any) -> Protocol | None:
     """The protocol that a configuration's `evaluation` names, in the form of today or the one before; None: none."""
     if node is None:

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.build import (
-    build_data,
     build_model,
     build_sampler,
     check_frozen,
@@ -20,6 +19,7 @@ from genlab.cli.build import (
     load_config,
     load_weights,
     read_checkpoint,
+    ready_data,
 )
 from genlab.cli.check import check_ranges
 from genlab.cli.pretrained import check_unchanged, read_tokenizer
@@ -86,10 +86,7 @@ class LoadedRun:
         """
         if self.config.get("data") is None:
             raise ConfigError(f"{self.directory.path} has no data of its own; say which: data=NAME.")
-        data = build_data(self.config)
-        data.prepare_data()
-        data.setup("test")
-        return data
+        return ready_data(self.config)
 
 
 def load_run(

@@ -7,12 +7,10 @@ tables below are history: no new metric is added to them. No torch is imported, 
 
 from __future__ import annotations
 
-import ast
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from genlab.cli.signature import Definition, find, signature
+from genlab.cli.signature import defaults
 
 PROTOCOL = "genlab.evaluation.protocol.Protocol"
 # Old name: class, and how the values of other names begin that it gave.
@@ -141,19 +139,3 @@ def new_keys(key: str, known: Collection[str] = ()) -> list[str]:
     new = [f"evaluation.extractor.{SHARED[field]}"] if field in SHARED else []
     new += [f"evaluation.metrics.{owner}.{setting}" for owner in owners]
     return [name for name in new if name.rpartition(".")[0] in known] or new
-
-
-@functools.cache
-def defaults(target: Any) -> dict[str, Any]:
-    """Arguments of a class that have literal defaults, read from its source."""
-    found = find(target) if isinstance(target, str) and "." in target else None
-    if not isinstance(found, Definition):
-        return {}
-    values = {}
-    for name, parameter in signature(found).parameters.items():
-        try:
-            value = ast.literal_eval(parameter.default) if parameter.default is not None else None
-        except ValueError:
-            continue
-        values[name] = list(value) if isinstance(value, tuple) else value
-    return values

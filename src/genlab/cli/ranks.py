@@ -58,11 +58,9 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     def number(name: str, default: int = 0) -> int:
         return int(environment.get(name) or default)
 
-    if OWN in environment:
-        return Place(number("RANK"), number("WORLD_SIZE", 1), number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", 1))
-    if "TORCHELASTIC_RUN_ID" in environment:
+    if OWN in environment or "TORCHELASTIC_RUN_ID" in environment:
         counts = number("RANK"), number("WORLD_SIZE", 1), number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", 1)
-        return Place(*counts, "torchrun")
+        return Place(*counts, "own" if OWN in environment else "torchrun")
     # A batch script without srun has SLURM_NTASKS too, but no step; a single task starts its own workers.
     if "SLURM_STEP_ID" in environment and number("SLURM_NTASKS", 1) > 1:
         world, nodes = number("SLURM_NTASKS"), number("SLURM_NNODES", 1)
@@ -210,15 +208,12 @@ class Workers:
 
     def end(self) -> None:
         """Kills those that are there still, and removes what they leave outside `target`."""
-        self.kill()
-        for worker in self.processes:
-            worker.wait()
-        self.leftovers.close()
-
-    def kill(self) -> None:
         for worker in self.processes:
             if worker.poll() is None:
                 worker.kill()
+        for worker in self.processes:
+            worker.wait()
+        self.leftovers.close()
 
     def wait(self, grace_s: float = 20.0, idle_grace_s: float = 4.0) -> int:
         """Until all have ended; after one has left on a signal, the others have `grace_s` seconds to save.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import datetime
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ from genlab.cli.comparison.differences import same
 from genlab.cli.comparison.find import find_runs
 from genlab.cli.comparison.read import Run, read_run
 from genlab.cli.compose import compose_config
-from genlab.cli.signature import Definition, find, signature
+from genlab.cli.signature import defaults
 from genlab.errors import ConfigError
 from genlab.files import read_json, write_bytes
 from genlab.runs.keys import RECIPE, RECIPE_NEUTRAL, RECIPE_SCHEDULE, without
@@ -127,18 +126,12 @@ def _without_new_defaults(wanted: Any, had: Any) -> Any:
     came after a record was made, and change nothing."""
     if not (isinstance(wanted, Mapping) and isinstance(had, Mapping)):
         return wanted
-    target = wanted.get("_target_")
-    definition = find(target) if isinstance(target, str) else None
-    parameters = signature(definition).parameters if isinstance(definition, Definition) else {}
-
-    def is_default(name: str) -> bool:
-        default = parameters[name].default if name in parameters else None
-        try:
-            return default is not None and same(ast.literal_eval(default), wanted[name])
-        except ValueError:  # no literal
-            return False
-
-    return {k: _without_new_defaults(v, had.get(k)) for k, v in wanted.items() if k in had or not is_default(k)}
+    default = defaults(wanted.get("_target_"))
+    return {
+        key: _without_new_defaults(value, had.get(key))
+        for key, value in wanted.items()
+        if key in had or key not in default or not same(default[key], value)
+    }
 
 
 def _value(run: Run, metric: str) -> float | None:

@@ -6,11 +6,13 @@ So a wrong argument in a config is found in milliseconds, before torch is import
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
 
 # Bases that add no argument.
 _PLAIN = {"object", "ABC", "Protocol", "Generic", "ABCMeta"}
@@ -143,18 +145,14 @@ def last_name(expression: ast.expr) -> str:
 
 def dotted_name(expression: ast.expr) -> str:
     """`a.b.c` as a string; '' for anything else."""
-    if isinstance(expression, ast.Name):
-        return expression.id
-    if isinstance(expression, ast.Attribute):
-        left = dotted_name(expression.value)
-        return f"{left}.{expression.attr}" if left else ""
-    return ""
+    text = ast.unparse(expression)
+    return text if all(name.isidentifier() for name in text.split(".")) else ""
 
 
 @cache
 def look_up(module: str, name: str, depth: int = 20) -> Definition | Value | None:
     """What `name` (possibly dotted) means inside `module`: a definition, an assigned value, or None if not found."""
-    if depth == 0:
+    if not name or depth == 0:
         return None
     first, _, rest = name.partition(".")
     names, stars = _bindings(module)
@@ -203,7 +201,7 @@ def _bases(definition: Definition) -> Iterator[Definition | None]:
         if last_name(expression) in _PLAIN:
             continue
         inner = expression.value if isinstance(expression, ast.Subscript) else expression
-        found = look_up(definition.module, dotted_name(inner)) if dotted_name(inner) else None
+        found = look_up(definition.module, dotted_name(inner))
         yield found if isinstance(found, Definition) and found.is_class else None
 
 
@@ -230,6 +228,19 @@ def signature(definition: Definition) -> Signature:
     if isinstance(definition.node, ast.FunctionDef):
         return _from_function(definition.module, definition.node, skip=0)
     return _from_class(definition) or Signature()
+
+
+@cache
+def defaults(target: Any) -> dict[str, Any]:
+    """Arguments of what a full name leads to that have a literal default, with it; tuples as lists."""
+    found = find(target) if isinstance(target, str) else None
+    values = {}
+    for name, parameter in signature(found).parameters.items() if isinstance(found, Definition) else ():
+        with contextlib.suppress(ValueError):
+            if parameter.default is not None:
+                value = ast.literal_eval(parameter.default)
+                values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def _from_function(module: str, node: ast.FunctionDef, skip: int) -> Signature:
@@ -292,16 +303,12 @@ def _fields(definition: Definition) -> dict[str, Parameter]:
         parameters |= _fields(base) if base is not None else {}
     for statement in definition.node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            name, kind = statement.target.id, last_name(statement.annotation)
-            value = statement.value
-            hidden = isinstance(value, ast.Call) and any(
-                k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False for k in value.keywords
-            )
-            if kind in {"ClassVar", "KW_ONLY"} or hidden:
+            name, kind, value = statement.target.id, last_name(statement.annotation), statement.value
+            options = {k.arg: ast.unparse(k.value) for k in value.keywords} if isinstance(value, ast.Call) else {}
+            if kind in {"ClassVar", "KW_ONLY"} or options.get("init") == "False":
                 continue
             bare = isinstance(value, ast.Call) and last_name(value) == "field"
-            keywords = {k.arg for k in value.keywords} if isinstance(value, ast.Call) else set()
-            required = value is None or (bare and not keywords & {"default", "default_factory"})
+            required = value is None or (bare and not options.keys() & {"default", "default_factory"})
             default = None if bare else value
             parameters[name] = Parameter(name, required, statement.annotation, definition.module, default)
         elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):

@@ -82,8 +82,12 @@ class CheckedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         try:
             for i, overrides in enumerate(job_overrides):
-                job = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
-                self._check(self.loader.load_sweep_config(self.config, list(overrides)), job)
+                config = self.loader.load_sweep_config(self.config, list(overrides))
+                try:
+                    self.check(config)
+                except Problem as problem:
+                    problem.where = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
+                    raise
         except Exception:  # whatever it is goes on, but the files of a sweep that has not begun do not stay
             if initial_job_idx == 0:
                 self._leave_nothing()
@@ -94,13 +98,6 @@ class CheckedLauncher(Launcher):
         if self.report:
             print(redact(table(job_overrides, returned, initial_job_idx)), file=sys.stderr, flush=True)
         return returned
-
-    def _check(self, cfg: DictConfig, job: str) -> None:
-        try:
-            self.check(cfg)
-        except Problem as problem:
-            problem.where = job
-            raise
 
     def _hide_secrets(self) -> None:
         """In the multirun.yaml that Hydra has written with the command line."""
