@@ -37,7 +37,7 @@ class SampleProgress(ProgressBar):
             unit=" samples",
             unit_scale=True,
             desc="train",
-            disable=not self.enabled or not trainer.is_global_zero,
+            disable=not self.enabled,  # Lightning's doing, on all ranks but the first
             dynamic_ncols=terminal,
             mininterval=0.3 if terminal else 20.0,
             maxinterval=1.0 if terminal else 60.0,

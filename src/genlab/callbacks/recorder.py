@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ class Recorder(pl.Callback):
         self._clock, self._paused = (now, model.samples_seen), 0.0
         row["train/memory_gib"] = round(memory_gib(model.device), 3)
         self.write(trainer, model.samples_seen, row)
-        bad = [name for name in names if not name.endswith("norm") and not _finite(row[f"train/{name}"])]
+        bad = [name for name in names if not name.endswith("norm") and not math.isfinite(row[f"train/{name}"])]
         if bad:
             raise NumericError(
                 f"train/{bad[0]} is {row[f'train/{bad[0]}']} at {model.samples_seen:,} samples. The last checkpoint is "
@@ -152,10 +153,6 @@ def _losses(outputs: Any) -> dict[str, Tensor]:
     if isinstance(outputs, Tensor):
         return {"loss": outputs}
     return {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor)}
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def memory_gib(device: torch.device) -> float:
