@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from genlab.cli import cross, schema, targets
 from genlab.cli.arguments import check_arguments, short
-from genlab.cli.old_protocol import new_keys
+from genlab.cli.old_forms import new_keys
 from genlab.cli.problem import Problem, leaves, nearest, one_line, walk
 from genlab.cli.redact import refuse_keys
 from genlab.settings import within

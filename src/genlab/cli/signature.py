@@ -113,24 +113,25 @@ def _bindings(module: str) -> tuple[dict[str, ast.AST | str], list[str]]:
     stars: list[str] = []
     tree = _tree(module)
     for statement in _statements(tree.body if tree else []):
-        if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
-            if "overload" not in {last_name(d) for d in statement.decorator_list}:
-                names.setdefault(statement.name, statement)
-        elif isinstance(statement, ast.ImportFrom):
-            source = _absolute(module, statement)
-            for alias in statement.names:
-                if alias.name == "*":
-                    stars.append(source)
-                else:
+        match statement:
+            case ast.ClassDef() | ast.FunctionDef():
+                if "overload" not in {last_name(d) for d in statement.decorator_list}:
+                    names.setdefault(statement.name, statement)
+            case ast.ImportFrom(names=[ast.alias(name="*")]):
+                stars.append(_absolute(module, statement))
+            case ast.ImportFrom():
+                source = _absolute(module, statement)
+                for alias in statement.names:
                     names.setdefault(alias.asname or alias.name, f"{source}.{alias.name}")
-        elif isinstance(statement, ast.Import):
-            for alias in statement.names:
-                root = alias.name.partition(".")[0]
-                names.setdefault(alias.asname or root, alias.name if alias.asname else root)
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            names.setdefault(statement.targets[0].id, statement.value)
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-            names.setdefault(statement.target.id, statement.value)
+            case ast.Import():
+                for alias in statement.names:
+                    root = alias.name.partition(".")[0]
+                    names.setdefault(alias.asname or root, alias.name if alias.asname else root)
+            case (
+                ast.Assign(targets=[ast.Name(id=name), *_]) | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr())
+            ):
+                assert statement.value is not None
+                names.setdefault(name, statement.value)
     return names, stars
 
 
@@ -225,9 +226,7 @@ def derives(definition: Definition, wanted: Collection[str]) -> bool | None:
 
 def signature(definition: Definition) -> Signature:
     """The keyword arguments of a class or function."""
-    if isinstance(definition.node, ast.FunctionDef):
-        return _from_function(definition.module, definition.node, skip=0)
-    return _from_class(definition) or Signature()
+    return _read(definition) or Signature()
 
 
 @cache
@@ -262,24 +261,20 @@ def _from_function(module: str, node: ast.FunctionDef, skip: int) -> Signature:
     return Signature(parameters, extra is not None)
 
 
-def _from_class(definition: Definition) -> Signature | None:
-    """None if neither the class nor any base says what it takes."""
-    assert isinstance(definition.node, ast.ClassDef)
-    if any(last_name(d) in {"dataclass", "strict", "dataclass_transform"} for d in definition.node.decorator_list):
+def _read(definition: Definition) -> Signature | None:
+    """None of a class that does not say what it takes, nor any of its bases."""
+    node = definition.node
+    if isinstance(node, ast.FunctionDef):
+        return _from_function(definition.module, node, skip=0)
+    if any(last_name(d) in {"dataclass", "strict", "dataclass_transform"} for d in node.decorator_list):
         return Signature(_fields(definition))
-    for statement in definition.node.body:
+    above = (Signature(open=True) if base is None else _read(base) for base in _bases(definition))
+    inherited = (known for known in above if known is not None)
+    for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             own = _from_function(definition.module, statement, skip=1)
-            return _merged(own, statement, _inherited(definition)) if own.open else own
-    return _inherited(definition)
-
-
-def _inherited(definition: Definition) -> Signature | None:
-    for base in _bases(definition):
-        above = Signature(open=True) if base is None else _from_class(base)
-        if above is not None:
-            return above
-    return None
+            return _merged(own, statement, next(inherited, None)) if own.open else own
+    return next(inherited, None)
 
 
 def _merged(own: Signature, node: ast.FunctionDef, above: Signature | None) -> Signature:

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genlab.cli.arguments import SPECIAL, check_arguments
-from genlab.cli.old_targets import successor
+from genlab.cli.old_forms import successor
 from genlab.cli.problem import Problem, nearest, walk
 from genlab.cli.signature import Definition, derives, find, is_module, names_in
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from genlab.cli.comparison.differences import ABSENT, TARGET, differences, same
 from genlab.cli.comparison.numbers import shown
-from genlab.cli.old_protocol import record_in_new_form
+from genlab.cli.old_forms import record_in_new_form
 from genlab.runs.keys import LOSS_NEUTRAL, without
 
 # Fields of the protocol that another part of the record states as it was in fact.
