@@ -67,8 +67,9 @@ def hydra_main(
                 if not sweeping:  # a sweep's jobs were checked by its launcher
                     check_composed(cfg, config_name, settings)
                 return body(cfg)
+            except JobFailed as failed:
+                code, run = failed.exit_code, failed.run
             except SystemExit as leave:
-                run = getattr(leave, "run", "")
                 code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
                 if not sweeping or code in (0, 130, 143):
                     raise

@@ -135,12 +135,10 @@ def set_chunk_size(loaded: LoadedRun, size: int | None) -> bool:
     """How many items are made together (None: as many as the model says). Whether that is another number.
 
     Raises:
-        ConfigError: less than 1; a model that does not generate.
+        ConfigError: a model that does not generate.
     """
     if size is None or size == loaded.generative.chunk_size:
         return False
-    if size < 1:
-        raise ConfigError(f"chunk_size={size}: expected at least 1.")
     loaded.generative.chunk_size = size
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -34,6 +35,11 @@ def one_line(text: str) -> str:
     """One line that any terminal and any UTF-8 file takes: control characters and lone surrogates are replaced."""
     text = " ".join(text.split()).encode("utf-8", "replace").decode()
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def say(text: str) -> None:
+    """One line for a person, beside what a command prints."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from genlab.cli.problem import say
 from genlab.cli.targets import user_packages
 from genlab.errors import ConfigError
 from genlab.files import read_json, write_bytes
@@ -271,7 +272,7 @@ class Workers:
             outcome = reports[rank]["outcome"]
             self.message = (f"rank {rank}: " if rank and outcome == "error" else "") + reports[rank]["message"]
             self.own = rank == 0
-        print(f"genlab: {outcome}: {self.message}", file=sys.stderr, flush=True)
+        say(f"genlab: {outcome}: {self.message}")
 
 
 def _inherited() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from genlab.cli.problem import Problem
+from genlab.cli.problem import Problem, say
 from genlab.cli.redact import redact
 from genlab.errors import GenlabError
 from genlab.files import write_bytes
@@ -39,21 +38,13 @@ class Outcome(float):
         return made
 
 
-class WorkerFailed(SystemExit):
-    """A run has ended with an exit code other than 0, and has said why.
+class JobFailed(GenlabError):
+    """A run, perhaps one of a sweep, that ended with `exit_code` other than 0, after it has said why.
 
     Args:
-        code: the exit code.
+        exit_code: of the run.
         run: path of the run directory.
     """
-
-    def __init__(self, code: int, run: str = "") -> None:
-        super().__init__(code)
-        self.run = run
-
-
-class JobFailed(GenlabError):
-    """A job of a sweep that ended with `exit_code`, after it has said why."""
 
     def __init__(self, exit_code: int, run: str = "") -> None:
         super().__init__(exit_code, run)  # the arguments, so that it can come back from another process
@@ -96,7 +87,7 @@ class CheckedLauncher(Launcher):
             self._hide_secrets()
         returned = self.launcher.launch(job_overrides, initial_job_idx)
         if self.report:
-            print(redact(table(job_overrides, returned, initial_job_idx)), file=sys.stderr, flush=True)
+            say(redact(table(job_overrides, returned, initial_job_idx)))
         return returned
 
     def _hide_secrets(self) -> None:
