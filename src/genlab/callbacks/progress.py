@@ -45,8 +45,6 @@ class SampleProgress(ProgressBar):
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
-        if self._bar is None:
-            return
         shown = {k: v for k, v in self.recorder.latest.items() if k in ("train/loss", "val/loss")}
         if not shown:  # a model of several players has no single training loss
             shown = {k: v for k, v in self.recorder.latest.items() if k.endswith("_loss")}

@@ -34,7 +34,7 @@ class Recorder(pl.Callback):
         self.val_sums: dict[str, Tensor] = {}
         self.val_items = 0
         self.latest: dict[str, float] = {}
-        self._clock: tuple[float, int] | None = None
+        self._clock = (0.0, 0)  # when the last row was due, and the samples seen by then
         self._step: list[tuple[str, Tensor]] = []  # losses of the step that is going on
         self._skipped = self._before = 0  # offset of the file before the validation
         self._paused = 0.0  # seconds spent in validation since the last row
@@ -73,9 +73,8 @@ class Recorder(pl.Callback):
             row["train/skipped"] = float(model.skipped)
         row["train/lr"] = model.all_optimizers()[-1].param_groups[0]["lr"]
         now = time.perf_counter()
-        if self._clock is not None:
-            seconds = now - self._clock[0] - self._paused
-            row["train/samples_per_s"] = round((model.samples_seen - self._clock[1]) / max(seconds, 1e-9), 1)
+        seconds = now - self._clock[0] - self._paused
+        row["train/samples_per_s"] = round((model.samples_seen - self._clock[1]) / max(seconds, 1e-9), 1)
         self._clock, self._paused = (now, model.samples_seen), 0.0
         row["train/memory_gib"] = round(memory_gib(model.device), 3)
         self.write(trainer, model.samples_seen, row)

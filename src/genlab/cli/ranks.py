@@ -282,18 +282,12 @@ def _inherited() -> dict[str, str]:
 def worker_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables by which a worker, and Lightning in it, knows its rank."""
     variables = {**_inherited(), OWN: "1"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
+    counts = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    for name in counts:
         variables.pop(name, None)
     if ranks > 1:
-        variables |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        variables |= {name: str(count) for name, count in counts.items()}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return variables
 
 

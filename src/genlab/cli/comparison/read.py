@@ -134,7 +134,6 @@ def read_run(path: Path) -> Run:
 
 def _state(directory: RunDirectory, run: Run) -> None:
     status, there = directory.status(), (directory.path / "status.json").exists()
-    status = status if isinstance(status, dict) else {}
     counts = [status.get("samples"), *(row["samples"] for row in run.rows)]
     seen = [int(count) for count in counts if isinstance(count, int | float) and not isinstance(count, bool)]
     run.samples = max(seen, default=None)
