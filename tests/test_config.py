@@ -17,7 +17,7 @@ from mistakes import draw
 from omegaconf import OmegaConf
 
 from genlab.cli import cross, schema, targets
-from genlab.cli.annotations import fits
+from genlab.cli.arguments import fits
 from genlab.cli.check import check_node
 from genlab.cli.compose import compose_config
 from genlab.cli.hydra_main import hydra_main

@@ -20,7 +20,7 @@ from torchmetrics.text import BLEUScore, CharErrorRate, WordErrorRate
 
 from genlab.cli.build import build_protocol
 from genlab.cli.compose import compose_config
-from genlab.cli.old_protocol import METRICS, new_form, new_keys, record_in_new_form
+from genlab.cli.old_forms import METRICS, new_form, new_keys, record_in_new_form
 from genlab.conditions import Prompt
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples

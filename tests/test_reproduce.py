@@ -9,13 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
+import reproduce
 from omegaconf import OmegaConf
+from reproduce import _without_new_defaults, main
 from runs import ROOT
 
-from genlab.cli import families, reproduce
 from genlab.cli.compose import compose_config
-from genlab.cli.reproduce import _without_new_defaults, main
 
 STORED = next((ROOT / "docs" / "results").glob("gpt_shakespeare_char_cpu-*"))
 

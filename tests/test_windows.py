@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from genlab.cli.build import build_data, load_config
 from genlab.cli.check import check_node
 from genlab.cli.comparison.read import read_run
-from genlab.cli.old_targets import OLD, TEXT, modern
+from genlab.cli.old_forms import OLD, TEXT, modern
 from genlab.cli.problem import Problem
 from genlab.cli.stored import load_yaml
 from genlab.data import corpus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,26 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from genlab.callbacks.events import Events
 from genlab.models.adversarial import average
 from genlab.models.schedule import crossed
 from genlab.models.trained import TrainedModel
 from genlab.runs.pulse import Pulse
+
+
+@dataclass
+class Events:
+    """What happened at the batch that has just ended: an optimizer step ended; log; evaluate; save; it was the last.
+
+    Attributes:
+        pending: what is saved now is the state before a validation that was cut short; a resumed run begins with it.
+    """
+
+    step: bool = False
+    log: bool = False
+    evaluate: bool = False
+    save: bool = False
+    last: bool = False
+    pending: bool = False
 
 
 class Conductor(pl.Callback):
@@ -34,42 +50,35 @@ class Conductor(pl.Callback):
         if self.pulse is not None:
             self.pulse.mark(f"{where} at {model.samples_seen} samples")
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         trainer.val_check_batch = sys.maxsize
         if trainer.world_size > 1:
-            norms = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+            norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
             self._statistics = [b for m in norms for b in m.buffers() if b.is_floating_point()]
-        for optimizer in pl_module.all_optimizers():
+        for optimizer in model.all_optimizers():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])  # restored from the checkpoint of a resumed run
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        self._mark("had a batch to train on", pl_module)
-        plan = pl_module._plan
+    def on_train_batch_start(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
+        self._mark("had a batch to train on", model)
+        plan = model._plan
         # Reseeding at every batch makes a resumed run draw what an uninterrupted one would: nothing is to be restored.
-        seed_all(plan.seed, pl_module.samples_seen, trainer.global_rank)
-        factor = plan.schedule.lr_factor(pl_module.samples_seen - pl_module.samples_seen % plan.batch_size)
-        for optimizer in pl_module.all_optimizers():
+        seed_all(plan.seed, model.samples_seen, trainer.global_rank)
+        factor = plan.schedule.lr_factor(model.samples_seen - model.samples_seen % plan.batch_size)
+        for optimizer in model.all_optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._mark("was to send gradients", pl_module)
+    def on_before_backward(self, trainer: pl.Trainer, model: TrainedModel, loss: Tensor) -> None:
+        self._mark("was to send gradients", model)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
         if self._statistics:
             average(self._statistics)
-        self._mark("had trained on a batch", pl_module)
-        plan, events = pl_module._plan, self.events
-        pl_module.samples_seen += plan.batch_size // plan.accumulation
-        after = pl_module.samples_seen
+        self._mark("had trained on a batch", model)
+        plan, events = model._plan, self.events
+        model.samples_seen += plan.batch_size // plan.accumulation
+        after = model.samples_seen
         before = after - plan.batch_size
         step_done = after % plan.batch_size == 0
         events.step = step_done
@@ -80,18 +89,16 @@ class Conductor(pl.Callback):
         # Lightning validates where its batch count is a multiple of this: now, or never.
         trainer.val_check_batch = 1 if events.evaluate else sys.maxsize
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        self._mark("was validating", pl_module)
+    def on_validation_batch_start(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
+        self._mark("was validating", model)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark("had validated", pl_module)
+    def on_validation_epoch_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
+        self._mark("had validated", model)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         # Lightning's step count, which its own callbacks put in file names; the loops' position is not restored.
         loop = trainer.fit_loop.epoch_loop
-        if pl_module.automatic_optimization:
+        if model.automatic_optimization:
             loop.automatic_optimization.optim_progress.optimizer.step.total.completed = checkpoint["global_step"]
         else:
             loop.manual_optimization.optim_step_progress.total.completed = checkpoint["global_step"]

@@ -38,22 +38,18 @@ class EMA(pl.Callback):
         """The model's own tensors, by name, that are averaged."""
         return {k: v for k, v in model.state_dict().items() if k.startswith(model.sampled_parts())}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        own = self._own = self.tracked(pl_module)  # now, not earlier: the model has reached its device
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
+        own = self._own = self.tracked(model)  # now, not earlier: the model has reached its device
         if self.average:  # from a checkpoint: to the model's device
             self.average = {k: self.average[k].to(v.device) for k, v in own.items()}
         else:
             self.average = {k: v.clone() for k, v in own.items()}
-        self._seen = pl_module.updates
+        self._seen = model.updates
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        if pl_module.updates == self._seen:
+    def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
+        if model.updates == self._seen:
             return
-        self._seen = pl_module.updates
+        self._seen = model.updates
         decay = min(self.decay, (1 + self._seen) / (10 + self._seen)) if self.ramp else self.decay
         own = self._own
         floats = [k for k, v in own.items() if v.is_floating_point()]
@@ -62,17 +58,14 @@ class EMA(pl.Callback):
             if not value.is_floating_point():  # counters of batch norm and the like
                 self.average[name].copy_(value)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        self.swap_in(pl_module)
+    def on_validation_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
+        self.swap_in(model)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        self.swap_out(pl_module)
+    def on_validation_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
+        self.swap_out(model)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        self.swap_out(pl_module)
+    def on_exception(self, trainer: pl.Trainer, model: TrainedModel, exception: BaseException) -> None:
+        self.swap_out(model)
 
     def swap_in(self, model: TrainedModel) -> None:
         """Puts the average in the place of the weights."""
@@ -89,13 +82,9 @@ class EMA(pl.Callback):
                 value.copy_(self.raw[name])
             self.raw = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         assert self.raw is None, "a checkpoint must hold the raw weights: EMA must stand before the callback that saves"
         checkpoint["ema"] = {self.track: {name: value.clone() for name, value in self.average.items()}}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         self.average = dict(checkpoint.get("ema", {}).get(self.track, {}))

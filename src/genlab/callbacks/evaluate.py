@@ -42,7 +42,7 @@ class EvaluateWhileTraining(pl.Callback):
         self.validations = 0
         self.seconds = self._began = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self._began = time.perf_counter()
         if self.every and self.protocol is not None and self.protocol.needs_pairs:
             pairs = len(trainer.datamodule.source(self.protocol.reference_split))  # type: ignore[attr-defined]
@@ -55,20 +55,19 @@ class EvaluateWhileTraining(pl.Callback):
         """Of the time since training began (in this process), what evaluation took."""
         return self.seconds / max(time.perf_counter() - self._began, 1e-9)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_validation_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self.validations += 1
         if self.protocol is None or self.final is None or not self.every or self.validations % self.every:
             return
-        if pl_module.samples_seen >= pl_module.max_samples and self.protocol.n == self.final.n:
+        if model.samples_seen >= model.max_samples and self.protocol.n == self.final.n:
             return  # the final evaluation follows, which is the same
         ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
         assert ema.raw is not None or not ema.average, "the averaged weights are not in place"
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         began = time.perf_counter()
-        table = self.run.path / "evaluation" / f"{self.protocol.name}-{pl_module.samples_seen:09d}-texts"
+        table = self.run.path / "evaluation" / f"{self.protocol.name}-{model.samples_seen:09d}-texts"
         try:
-            record = evaluate(pl_module, data, self.protocol, weights="ema", seed=0, progress=False, table=table)
+            record = evaluate(model, data, self.protocol, weights="ema", seed=0, progress=False, table=table)
         except BaseException as error:  # whatever it is, it must not cost the run
             if isinstance(error, Stopped) or not isinstance(error, Exception) or sharding.lost_rank(error):
                 self.validations -= 1  # the run ends, and a resumed one begins with this validation
@@ -78,11 +77,11 @@ class EvaluateWhileTraining(pl.Callback):
         finally:
             self.seconds += time.perf_counter() - began
         values = {f"val/{key}": value for key, value in record["values"].items() if value is not None}
-        self.recorder.write(trainer, pl_module.samples_seen, values)
+        self.recorder.write(trainer, model.samples_seen, values)
         if trainer.is_global_zero:
-            name = f"{self.protocol.name}-{pl_module.samples_seen:09d}.json"
+            name = f"{self.protocol.name}-{model.samples_seen:09d}.json"
             write_record(record, self.run.path / "evaluation" / name)
-            show_table(trainer.loggers, "texts_judged", record, table, pl_module.samples_seen)
+            show_table(trainer.loggers, "texts_judged", record, table, model.samples_seen)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self.validations}

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from genlab.callbacks.events import Events
+from genlab.callbacks.conductor import Events
 from genlab.errors import NumericError
 from genlab.files import replacing
 from genlab.models.trained import TrainedModel
@@ -35,22 +35,16 @@ class FiniteGuard(pl.Callback):
         self.row = self._before = 0
         self.batches: list[Any] = []  # of the step that is going on
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_batch_start(self, trainer: pl.Trainer, model: TrainedModel, batch: Any, *_: Any) -> None:
         if not self.batches:
-            self._before = pl_module.skipped
+            self._before = model.skipped
         self.batches.append(batch)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, outputs: Any, *_: Any) -> None:
         if not self.events.step:
             return
         batches, self.batches = self.batches, []
-        if pl_module.skipped == self._before:
+        if model.skipped == self._before:
             self.row = 0
             return
         self.row += 1
@@ -64,7 +58,7 @@ class FiniteGuard(pl.Callback):
             ids = [i for rank in ranks for i in found[rank][1]]
             blamed = f" of rank {', '.join(map(str, ranks))}" if len(ranks) < trainer.world_size else ""
         shown = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
-        said = f"the gradient is not finite at {pl_module.samples_seen:,} samples (ids {shown}{blamed})"
+        said = f"the gradient is not finite at {model.samples_seen:,} samples (ids {shown}{blamed})"
         if self.row <= self.skips:
             if trainer.is_global_zero:
                 warnings.warn(f"{said}: this step is left out, the {self.row}. of at most {self.skips} in a row")

@@ -29,40 +29,34 @@ class SampleProgress(ProgressBar):
     def enable(self) -> None:
         self.enabled = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=pl_module.max_samples,
-            initial=pl_module.samples_seen,
+            total=model.max_samples,
+            initial=model.samples_seen,
             unit=" samples",
             unit_scale=True,
             desc="train",
-            disable=not self.enabled or not trainer.is_global_zero,
+            disable=not self.enabled,  # Lightning's doing, on all ranks but the first
             dynamic_ncols=terminal,
             mininterval=0.3 if terminal else 20.0,
             maxinterval=1.0 if terminal else 60.0,
             smoothing=0.1,
         )
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        if self._bar is None:
-            return
+    def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
         shown = {k: v for k, v in self.recorder.latest.items() if k in ("train/loss", "val/loss")}
         if not shown:  # a model of several players has no single training loss
             shown = {k: v for k, v in self.recorder.latest.items() if k.endswith("_loss")}
         if shown and sum(shown.values()) != self._shown:
             self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
             self._shown = sum(shown.values())
-        self._bar.update(min(pl_module.samples_seen, pl_module.max_samples) - self._bar.n)
+        self._bar.update(min(model.samples_seen, model.max_samples) - self._bar.n)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self._close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, model: TrainedModel, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:

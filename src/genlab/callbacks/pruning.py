@@ -49,7 +49,7 @@ class Pruning(pl.Callback):
         """The trial that this process belongs to, or None."""
         return json.loads(os.environ[TRIAL]) if TRIAL in os.environ else None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         if trainer.is_global_zero:
             import optuna
 
@@ -69,16 +69,15 @@ class Pruning(pl.Callback):
                 self.trial.report(row[self.monitor], step=row["samples"])
                 self.told = row["samples"]
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_validation_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         behind = False
         if trainer.is_global_zero:
             self._report()
             behind = self.trial.should_prune()
         if trainer.world_size > 1:
             behind = trainer.strategy.reduce_boolean_decision(behind, all=False)
-        if behind and pl_module.samples_seen < pl_module.max_samples:
-            raise Pruned(f"pruned at {pl_module.samples_seen:,} samples")
+        if behind and model.samples_seen < model.max_samples:
+            raise Pruned(f"pruned at {model.samples_seen:,} samples")
 
 
 def make_pruner(name: str) -> Any:

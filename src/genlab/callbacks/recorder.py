@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from genlab.callbacks.events import Events
+from genlab.callbacks.conductor import Events
 from genlab.errors import NumericError
 from genlab.models.trained import TrainedModel
 from genlab.runs.directory import RunDirectory
@@ -33,31 +34,27 @@ class Recorder(pl.Callback):
         self.val_sums: dict[str, Tensor] = {}
         self.val_items = 0
         self.latest: dict[str, float] = {}
-        self._clock: tuple[float, int] | None = None
+        self._clock = (0.0, 0)  # when the last row was due, and the samples seen by then
         self._step: list[tuple[str, Tensor]] = []  # losses of the step that is going on
         self._skipped = self._before = 0  # offset of the file before the validation
         self._paused = 0.0  # seconds spent in validation since the last row
 
     # ---- training
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        self._clock, self._skipped = (time.perf_counter(), pl_module.samples_seen), pl_module.skipped
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
+        self._clock, self._skipped = (time.perf_counter(), model.samples_seen), model.skipped
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, outputs: Any, *_: Any) -> None:
         self._step += _losses(outputs).items()
         if self.events.step:
-            if pl_module.skipped == self._skipped:  # what is left out of training is left out of its losses
+            if model.skipped == self._skipped:  # what is left out of training is left out of its losses
                 for name, value in self._step:
                     self._add(name, value)
-                if pl_module.grad_norm is not None:
-                    self._add("grad_norm", pl_module.grad_norm)
-            self._step, self._skipped = [], pl_module.skipped
+                if model.grad_norm is not None:
+                    self._add("grad_norm", model.grad_norm)
+            self._step, self._skipped = [], model.skipped
         if self.events.log:
-            self._log_row(trainer, pl_module)
+            self._log_row(trainer, model)
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.detach().double()
@@ -76,13 +73,12 @@ class Recorder(pl.Callback):
             row["train/skipped"] = float(model.skipped)
         row["train/lr"] = model.all_optimizers()[-1].param_groups[0]["lr"]
         now = time.perf_counter()
-        if self._clock is not None:
-            seconds = now - self._clock[0] - self._paused
-            row["train/samples_per_s"] = round((model.samples_seen - self._clock[1]) / max(seconds, 1e-9), 1)
+        seconds = now - self._clock[0] - self._paused
+        row["train/samples_per_s"] = round((model.samples_seen - self._clock[1]) / max(seconds, 1e-9), 1)
         self._clock, self._paused = (now, model.samples_seen), 0.0
         row["train/memory_gib"] = round(memory_gib(model.device), 3)
         self.write(trainer, model.samples_seen, row)
-        bad = [name for name in names if not name.endswith("norm") and not _finite(row[f"train/{name}"])]
+        bad = [name for name in names if not name.endswith("norm") and not math.isfinite(row[f"train/{name}"])]
         if bad:
             raise NumericError(
                 f"train/{bad[0]} is {row[f'train/{bad[0]}']} at {model.samples_seen:,} samples. The last checkpoint is "
@@ -91,12 +87,12 @@ class Recorder(pl.Callback):
 
     # ---- validation
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self._validation_began, self._before = time.perf_counter(), self.file.offset()
         self.val_sums, self.val_items = {}, 0
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+        self, trainer: pl.Trainer, model: TrainedModel, outputs: Any, batch: Any, *_: Any
     ) -> None:
         # A loss is a mean over what it predicts: tokens where there are labels to predict, items else.
         items = int((batch["labels"] != -100).sum()) if "labels" in batch else len(batch["id"])
@@ -105,18 +101,17 @@ class Recorder(pl.Callback):
             self.val_sums[name] = self.val_sums[name] + value if name in self.val_sums else value
         self.val_items += items
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_validation_epoch_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         names = sorted(self.val_sums)
         # Sums over items, so that ranks with unequal shares count right.
-        sums = torch.stack([*(self.val_sums[n] for n in names), torch.tensor(self.val_items, device=pl_module.device)])
+        sums = torch.stack([*(self.val_sums[n] for n in names), torch.tensor(self.val_items, device=model.device)])
         sums = trainer.strategy.reduce(sums.double(), reduce_op="sum")
         row = {f"val/{name}": float(total / sums[-1]) for name, total in zip(names, sums[:-1], strict=True)}
-        self.write(trainer, pl_module.samples_seen, row)
+        self.write(trainer, model.samples_seen, row)
         for name, value in row.items():  # for Lightning's callbacks that monitor a value
-            pl_module.log(name, value, logger=False, sync_dist=trainer.world_size > 1, rank_zero_only=False)
+            model.log(name, value, logger=False, sync_dist=trainer.world_size > 1, rank_zero_only=False)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self._paused += time.perf_counter() - self._validation_began
 
     # ---- rows
@@ -132,15 +127,11 @@ class Recorder(pl.Callback):
                 except Exception as error:  # whatever a view raises, it must not cost the run: the row is in the file
                     warnings.warn(f"{type(logger).__name__} could not log: {error}", stacklevel=2)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         checkpoint["metrics_offset"] = self._before if self.events.pending else self.file.offset()
         checkpoint["recorder"] = {"sums": dict(self.sums), "counts": dict(self.counts)}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["recorder"]
         self.sums = dict(state["sums"])
         self.counts = dict(state["counts"])
@@ -161,10 +152,6 @@ def _losses(outputs: Any) -> dict[str, Tensor]:
     if isinstance(outputs, Tensor):
         return {"loss": outputs}
     return {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor)}
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
 
 
 def memory_gib(device: torch.device) -> float:

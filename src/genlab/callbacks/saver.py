@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from genlab.callbacks.events import Events
+from genlab.callbacks.conductor import Events
 from genlab.callbacks.recorder import Recorder
 from genlab.errors import Interrupted, NumericError, Preempted, Stopped
 from genlab.models.trained import TrainedModel
@@ -93,7 +93,7 @@ class Saver(Checkpoint):
             self._patience_s -= 0.05
         return self.signal is not None
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, model: TrainedModel, exception: BaseException) -> None:
         """In a validation: saves where the cause is a signal. EMA, before this one, has put the raw weights back."""
         if not self.validating:
             return
@@ -108,14 +108,13 @@ class Saver(Checkpoint):
 
     # ---- when to save
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
-        self.model = pl_module
+    def on_train_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
+        self.model = model
         self.install()  # Lightning has put its own in the place of ours; they hang in a collective under DDP
         if self.saved_at < 0:  # a new run; not asked of the disk, where another rank may just have written
-            self.save(trainer, pl_module)  # so that a run killed early has something valid, and a full disk shows now
+            self.save(trainer, model)  # so that a run killed early has something valid, and a full disk shows now
         if self.events.pending:
-            self._validate_first(trainer, pl_module)
+            self._validate_first(trainer, model)
 
     def _validate_first(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         """The validation that the session before was not allowed to end, as Lightning's training loop calls it."""
@@ -126,22 +125,18 @@ class Saver(Checkpoint):
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_train_batch_end(self, trainer: pl.Trainer, model: TrainedModel, *_: Any) -> None:
         if self.events.step and not self.events.evaluate:
             if self.events.save:
-                self.save(trainer, pl_module)
-            self._leave_if_asked(trainer, pl_module)
+                self.save(trainer, model)
+            self._leave_if_asked(trainer, model)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self.validating = not self.events.last
         if self.validating and self.signal is not None:  # it came during the step
             raise self.stopped()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainedModel)
+    def on_validation_end(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         self.validating = False
         value = self.recorder.latest.get(self.monitor) if self.monitor else None
         better = value is not None and (
@@ -150,10 +145,10 @@ class Saver(Checkpoint):
         if better:
             self.best = value
         if self.events.save or better:
-            self.save(trainer, pl_module)
+            self.save(trainer, model)
             if better and trainer.is_global_zero:
                 keep_as(self.run.last, "best.ckpt")
-        self._leave_if_asked(trainer, pl_module)
+        self._leave_if_asked(trainer, model)
 
     def save(self, trainer: pl.Trainer, model: TrainedModel) -> None:
         """Writes last.ckpt; the one before becomes previous.ckpt.
@@ -197,13 +192,9 @@ class Saver(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         checkpoint["validation_pending"] = self.events.pending
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: TrainedModel, checkpoint: dict[str, Any]) -> None:
         self.saved_at = int(checkpoint["samples"])
         self.events.pending = bool(checkpoint.get("validation_pending", False))

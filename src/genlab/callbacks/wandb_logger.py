@@ -152,69 +152,38 @@ class RunWandbLogger(WandbLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """A row of the recorder is taken from metrics.jsonl, with those before it that W&B lacks; others as they are.
 
-        `step` is never W&B's own step, which must not go back; nor is it samples where Lightning counts batches.
+        `step` is never W&B's own step, which must not go back. With media (what Lightning's log_image, log_audio,
+        log_video and log_table hand on) it is samples; with values it may be what Lightning counts, batches.
         """
         path = self.run / "metrics.jsonl"
-        if "samples" not in metrics or not path.exists():
-            self.experiment.log(dict(metrics))
-            return
         experiment = self.experiment  # made first: it reads the mark
-        with open(path, "rb") as file:
-            file.seek(self.offset)
-            lines = file.readlines()
-            self.offset = file.tell()
-        for line in lines:
-            row = json.loads(line)
-            if not self.mark.has(row):
-                values = {key: float("nan") if value is None else value for key, value in row.items() if key != "time"}
-                experiment.log(values)
-                self.mark = self.mark.after(row)
+        if step is not None and any(isinstance(value, list | wandb.Table) for value in metrics.values()):
+            self._send({**metrics, "samples": step})
+        elif "samples" not in metrics or not path.exists():
+            experiment.log(dict(metrics))
+        else:
+            with open(path, "rb") as file:
+                file.seek(self.offset)
+                lines = file.readlines()
+                self.offset = file.tell()
+            for row in map(json.loads, lines):
+                self._send({k: float("nan") if value is None else value for k, value in row.items() if k != "time"})
+
+    def _send(self, row: dict[str, Any]) -> None:
+        """What W&B has of it already is not sent again."""
+        if not self.mark.has(row):
+            self.experiment.log(row)
+            self.mark = self.mark.after(row)
 
     @rank_zero_only
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Images (paths, arrays or PIL images) under `key`, against `step` in samples."""
-        self._log_media(key, step, lambda: [wandb.Image(v, **_each(kwargs, i)) for i, v in enumerate(images)])
-
-    @rank_zero_only
-    def log_audio(self, key: str, audios: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Sounds (arrays [T, C] or paths) under `key`, against `step` in samples."""
-        self._log_media(key, step, lambda: [wandb.Audio(a, **_each(kwargs, i)) for i, a in enumerate(audios)])
-
-    @rank_zero_only
-    def log_video(self, key: str, videos: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Moving pictures (paths) under `key`, against `step` in samples."""
-        self._log_media(key, step, lambda: [wandb.Video(v, **_each(kwargs, i)) for i, v in enumerate(videos)])
-
-    @rank_zero_only
-    def log_table(
-        self,
-        key: str,
-        columns: Any = None,
-        data: list[list[Any]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-    ) -> None:
-        """A table under `key`, against `step` in samples. Online it waits for the server, so the first failure is the
-        last."""
+    def log_table(self, key: str, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's. Online it waits for the server, so the first failure is the last."""
         if self.no_tables is not None:
             return
         try:
-            self._log_media(key, step, lambda: wandb.Table(columns=columns, data=data, dataframe=dataframe))
+            super().log_table(key, *args, **kwargs)
         except Exception as error:  # what it raises depends on what does not answer; `end_run` says it
             self.no_tables = error
-
-    def _log_media(self, key: str, samples: int | None, make: Any) -> None:
-        experiment, row = self.experiment, {key: None, **({} if samples is None else {"samples": samples})}
-        if samples is not None and self.mark.has(row):
-            return
-        experiment.log({**row, key: make()})
-        if samples is not None:
-            self.mark = self.mark.after(row)
-
-
-def _each(options: dict[str, list[Any]], i: int) -> dict[str, Any]:
-    """The i-th item's options."""
-    return {name: values[i] for name, values in options.items()}
 
 
 def _settings() -> Any:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from genlab.callbacks.conductor import seed_all
-from genlab.cli.old_protocol import new_form
-from genlab.cli.old_targets import modern
+from genlab.cli.old_forms import modern, new_form
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
 from genlab.cli.stored import literal, load_yaml
 from genlab.cli.targets import check_own, instantiate
@@ -62,6 +61,14 @@ def build_sampler(node: Any) -> Any:
 def build_data(config: DictConfig) -> DataModule:
     """The data of a configuration; nothing is read or fetched before `prepare_data` and `setup`."""
     return instantiate(config.data, DataModule)
+
+
+def ready_data(config: DictConfig) -> DataModule:
+    """The data of a configuration, fetched where that is needed, for evaluation."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("test")
+    return data
 
 
 def build_protocol(node: Any) -> Protocol | None:
@@ -180,16 +187,16 @@ def _ema(checkpoint: dict[str, Any], where: Path) -> dict[str, Tensor]:
 
 def _check_kind(name: str, weight: Tensor, own: Tensor, where: Path) -> None:
     """CheckpointError for a tensor that has the right shape and yet is no weight of the model."""
+
+    def sort(tensor: Tensor) -> tuple[bool, bool, bool]:
+        return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype is torch.bool
+
     odd = ""
     if weight.layout is not torch.strided or weight.is_quantized:
         odd = f"{weight.layout if weight.layout is not torch.strided else weight.dtype}".removeprefix("torch.")
     elif weight.is_meta:
         odd = "without values (meta)"
-    elif (weight.is_floating_point(), weight.is_complex(), weight.dtype is torch.bool) != (
-        own.is_floating_point(),
-        own.is_complex(),
-        own.dtype is torch.bool,
-    ):
+    elif sort(weight) != sort(own):
         odd = f"of {weight.dtype}, not {own.dtype}".replace("torch.", "")
     elif weight.is_floating_point() and not torch.isfinite(weight.float()).all():
         odd = "not finite"
@@ -199,18 +206,16 @@ def _check_kind(name: str, weight: Tensor, own: Tensor, where: Path) -> None:
 
 def _compare(state: dict[str, Tensor], own: dict[str, Tensor], where: Path, what: str = "") -> None:
     """ConfigError with the first three of the names whose shapes differ; CheckpointError for odd kinds of weights."""
-    names = [
-        n for n in dict.fromkeys([*own, *state]) if n not in state or n not in own or state[n].shape != own[n].shape
-    ]
+    has, wants = ({name: str(tuple(tensor.shape)) for name, tensor in of.items()} for of in (state, own))
+    names = [name for name in own | state if has.get(name) != wants.get(name)]
     if not names:
         for name, weight in state.items():
             _check_kind(name, weight, own[name], where)
         return
-
-    def shape(of: dict[str, Tensor], name: str) -> str:
-        return str(tuple(of[name].shape)) if name in of else "absent"
-
-    shown = "; ".join(f"{n} is {shape(state, n)} in the checkpoint and {shape(own, n)} in the model" for n in names[:3])
+    shown = "; ".join(
+        f"{name} is {has.get(name, 'absent')} in the checkpoint and {wants.get(name, 'absent')} in the model"
+        for name in names[:3]
+    )
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise ConfigError(
         f"{where} is of another architecture: {what}{shown}{more}. Take the configuration of its own run."

@@ -7,7 +7,6 @@ every `_target_` against the source of what it names, then what must fit togethe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,8 +17,8 @@ from pydantic import ValidationError
 
 from genlab.cli import cross, schema, targets
 from genlab.cli.arguments import check_arguments, short
-from genlab.cli.old_protocol import new_keys
-from genlab.cli.problem import Problem, leaves, nearest, one_line
+from genlab.cli.old_forms import new_keys
+from genlab.cli.problem import Problem, leaves, nearest, one_line, walk
 from genlab.cli.redact import refuse_keys
 from genlab.settings import within
 
@@ -107,7 +106,7 @@ def _problem(fault: Any, model: type[schema.Strict], plain: dict[str, Any]) -> P
         path.append(str(part))
     key = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        return unknown(key, _fields(model, plain))
+        return unknown(key, [*leaves(plain), *model.model_fields])  # those too that the schema leaves at their defaults
     if fault["type"] == "missing":
         return Problem("a value is needed", key, f"Give {key}=VALUE")
     words = (
@@ -121,19 +120,13 @@ def _problem(fault: Any, model: type[schema.Strict], plain: dict[str, Any]) -> P
     return Problem(f"{words}, is {short(at)}", key, do)
 
 
-def _fields(model: type[schema.Strict], plain: dict[str, Any]) -> list[str]:
-    """Keys that exist: those of the configuration and those of the schema that it leaves at their defaults."""
-    known = [*leaves(plain)]
-    return list(dict.fromkeys([*known, *model.model_fields]))
-
-
 def unknown(key: str, candidates: list[str]) -> Problem:
     if moved := new_keys(key, candidates):
         return Problem(f"unknown key {key!r}", "", f"It is now {' or '.join(moved)}")
     close = nearest(key, candidates)
     if close is None:
         parent = key.rpartition(".")[0]
-        names = sorted(c.rpartition(".")[2] for c in candidates if c != key and c.rpartition(".")[0] == parent)
+        names = sorted({c.rpartition(".")[2] for c in candidates if c != key and c.rpartition(".")[0] == parent})
         do = f"{parent or 'The configuration'} has {', '.join(names)}" if names else "See --help and --cfg job"
         return Problem(f"unknown key {key!r}", "", do)
     return Problem(f"unknown key {key!r}", "", f"Did you mean {close}?")
@@ -163,7 +156,9 @@ def _matches(key: str, pattern: str) -> bool:
 def check_ranges(config: Any) -> None:
     """Raises a Problem for the first number out of its bounds, in a composed configuration or a stored one."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    for key, value in numbers(plain):
+    for key, value in walk(plain):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
         for pattern, bounds in schema.RANGES.items():
             if _matches(key, pattern):
                 inside, words = within(value, bounds)
@@ -179,15 +174,3 @@ def _check_choices(plain: dict[str, Any]) -> None:
             close = nearest(str(value), list(allowed))
             do = f"Did you mean {close}?" if close else ""
             raise Problem(f"must be one of {', '.join(allowed)}, is {value!r}", key, do)
-
-
-def numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
-    """Every number below `value` with its key."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from numbers(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from numbers(inner, f"{key}[{i}]")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield key, value

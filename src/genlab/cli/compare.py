@@ -55,27 +55,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Sets runs side by side: table, curves, samples; warns where values do not compare.",
         epilog="Runs that differ only in their seed become one entry: mean ± sample standard deviation.",
     )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="path, folder name, pattern, 'last', a folder of runs, a sweep's folder"
-    )
-    parser.add_argument(
-        "--no-group", action="store_true", help="show each run, also those that differ only in the seed"
-    )
-    parser.add_argument(
-        "--metrics",
-        action="append",
-        default=[],
-        metavar="GLOB[,GLOB]",
-        help="values and curves to show, e.g. 'val/*,fid*'",
-    )
-    parser.add_argument("--x", choices=("samples", "time"), default="samples", help="x-axis of the curves")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUNS_DIR/compare-DATE-TIME")
-    parser.add_argument(
-        "--runs-dir",
-        type=Path,
-        default=Path(os.environ.get("GENLAB_RUNS") or "runs"),
-        help="where names are looked up; default: $GENLAB_RUNS, else runs",
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="path, folder name, pattern, 'last', a folder of runs, a sweep's folder")
+    add("--no-group", action="store_true", help="show each run, also those that differ only in the seed")
+    patterns = "values and curves to show, e.g. 'val/*,fid*'"
+    add("--metrics", action="append", default=[], metavar="GLOB[,GLOB]", help=patterns)
+    add("--x", choices=("samples", "time"), default="samples", help="x-axis of the curves")
+    add("--out", type=Path, metavar="FOLDER", help="default: RUNS_DIR/compare-DATE-TIME")
+    runs_dir = Path(os.environ.get("GENLAB_RUNS") or "runs")
+    where = "where names are looked up; default: $GENLAB_RUNS, else runs"
+    add("--runs-dir", type=Path, default=runs_dir, help=where)
     return parser
 
 
@@ -110,7 +99,11 @@ def numbers(made: Comparison, x: str = "samples") -> dict[str, Any]:
     """All numbers of a comparison, of JSON's types, as docs/compare.md describes them."""
     entries = []
     for i, entry in enumerate(made.entries):
-        curves = {name: found for name in made.curves if (found := series(entry, name, x)) is not None}
+        curves = {
+            name: {"samples": c.samples, x: c.x, "mean": c.mean, "sd": c.sd, "n": c.n}
+            for name in made.curves
+            if (c := series(entry, name, x)) is not None
+        }
         entries.append(
             {
                 "number": entry.number,
@@ -119,10 +112,7 @@ def numbers(made: Comparison, x: str = "samples") -> dict[str, Any]:
                 "values": {name: _cell(one) for name in made.columns if (one := made.cells[name][i]) is not None},
                 "wall_s": _cell(made.times[i]),
                 "samples_per_s": _cell(made.speeds[i]),
-                "curves": {
-                    name: {"samples": c.samples, x: c.x, "mean": c.mean, "sd": c.sd, "n": c.n}
-                    for name, c in curves.items()
-                },
+                "curves": curves,
                 "runs": [_run(run, values) for run, values in zip(entry.runs, entry.values, strict=True)],
             }
         )
@@ -141,38 +131,22 @@ def numbers(made: Comparison, x: str = "samples") -> dict[str, Any]:
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    optional = {"floor": cell.floor, "mark": cell.mark or None, "missing": cell.missing or None}
-    return {
-        "mean": cell.mean,
-        "sd": cell.sd,
-        "n": cell.n,
-        "averaged": cell.averaged,
-        "values": cell.values,
-        **{key: value for key, value in optional.items() if value is not None},
-    }
+    return {key: value for key, value in vars(cell).items() if key in ("mean", "sd") or value not in (None, "")}
 
 
 def _run(run: Run, values: dict[str, Value]) -> dict[str, Any]:
+    keys = ("name", "path", "state", "seed", "samples", "wall_s", "samples_per_s", "faults")
+    return {key: getattr(run, key) for key in keys} | {"values": {name: _value(one) for name, one in values.items()}}
+
+
+def _value(value: Value) -> dict[str, Any]:
     return {
-        "name": run.name,
-        "path": str(run.path),
-        "state": run.state,
-        "seed": run.seed,
-        "samples": run.samples,
-        "wall_s": run.wall_s,
-        "samples_per_s": run.samples_per_s,
-        "faults": run.faults,
-        "values": {
-            name: {
-                "value": value.value,
-                "floor": value.floor,
-                "record": value.record.file if value.record else None,
-                "identity": value.record.data.get("identity") if value.record else None,
-                "measured": value.facts.measured if value.facts else None,
-                "sampled": value.facts.sampled if value.facts else None,
-            }
-            for name, value in values.items()
-        },
+        "value": value.value,
+        "floor": value.floor,
+        "record": value.record.file if value.record else None,
+        "identity": value.record.data.get("identity") if value.record else None,
+        "measured": value.facts.measured if value.facts else None,
+        "sampled": value.facts.sampled if value.facts else None,
     }
 
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from genlab.cli.problem import Problem
+from genlab.cli.problem import Problem, walk
 
 Plain = dict[str, Any]
-CHECKS: list[Callable[[Plain], None]] = []
-
-
-def register(function: Callable[[Plain], None]) -> Callable[[Plain], None]:
-    """Adds a check: it gets the resolved configuration as plain dicts and raises a Problem."""
-    CHECKS.append(function)
-    return function
 
 
 def check(plain: Plain) -> None:
-    for function in CHECKS:
-        function(plain)
+    """Raises a Problem for the first fault of a resolved configuration, plain dicts."""
+    batch_divides(plain)
+    windows_go_on(plain)
+    labels_exist(plain)
+    image_fits(plain)
 
 
 def _get(plain: Any, key: str) -> Any:
@@ -30,20 +25,16 @@ def _get(plain: Any, key: str) -> Any:
     return plain
 
 
-def _find(value: Any, names: set[str], key: str) -> Iterator[tuple[str, str, Any]]:
-    """(key, name, value) of every field below `value` whose name is one of `names`."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name in names and inner is not None:
-                yield f"{key}.{name}", name, inner
-            yield from _find(inner, names, f"{key}.{name}")
+def _fields(plain: Plain, *names: str) -> list[tuple[str, str, Any]]:
+    """(key, name, value) of every field of the model whose name is one of `names`; lists are not entered."""
+    found = [(key, key.rpartition(".")[2], value) for key, value in walk(_get(plain, "model"), "model")]
+    return [(key, name, value) for key, name, value in found if name in names and value is not None and "[" not in key]
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-@register
 def batch_divides(plain: Plain) -> None:
     """data.batch_size is global: every rank must get the same whole share in every micro-batch."""
     batch, devices = _get(plain, "data.batch_size"), _get(plain, "trainer.devices")
@@ -63,7 +54,6 @@ def batch_divides(plain: Plain) -> None:
         )
 
 
-@register
 def windows_go_on(plain: Plain) -> None:
     """A state is carried only between windows that follow one another."""
     windows = _get(plain, "data.windows")
@@ -75,11 +65,10 @@ def windows_go_on(plain: Plain) -> None:
         )
 
 
-@register
 def labels_exist(plain: Plain) -> None:
     """A model that is conditioned on classes needs a data set that has them, and as many."""
     classes = _get(plain, "data.num_classes")
-    for key, _, value in _find(_get(plain, "model"), {"num_classes", "num_class_embeds"}, "model"):
+    for key, _, value in _fields(plain, "num_classes", "num_class_embeds"):
         if not _is_int(value) or not value:  # 0: an unconditional model
             continue
         if "num_classes" in (plain.get("data") or {}) and not classes:
@@ -92,15 +81,13 @@ def labels_exist(plain: Plain) -> None:
             raise Problem(f"is {value}, less than data.num_classes={classes}", key, f"Set {key}={classes}")
 
 
-@register
 def image_fits(plain: Plain) -> None:
     """A network made for one image size cannot read another, and each level of a UNet halves what it sees."""
     shape = _get(plain, "data.shape")
     if not (isinstance(shape, list) and len(shape) == 3 and all(map(_is_int, shape))):
         return
-    model = _get(plain, "model")
-    patch = math.prod(value for _, _, value in _find(model, {"patch"}, "model") if _is_int(value))
-    for key, name, value in _find(model, {"sample_size", "image_size", "down_block_types"}, "model"):
+    patch = math.prod(value for _, _, value in _fields(plain, "patch") if _is_int(value))
+    for key, name, value in _fields(plain, "sample_size", "image_size", "down_block_types"):
         if name == "down_block_types":
             step = patch * 2 ** (len(value) - 1) if isinstance(value, list) else 1
             if any(side % step for side in shape[1:]):

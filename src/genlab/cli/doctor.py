@@ -56,11 +56,8 @@ def packages() -> Iterator[Finding]:
             yield "BAD", requirement.name, f"not installed: pip install '{requirement}'"
             continue
         fits = requirement.specifier.contains(version, prereleases=True)
-        yield (
-            ("ok", requirement.name, version)
-            if fits
-            else ("BAD", requirement.name, f"{version} installed: pip install '{requirement}'")
-        )
+        words = version if fits else f"{version} installed: pip install '{requirement}'"
+        yield "ok" if fits else "BAD", requirement.name, words
     for name, why in known_bad():
         yield "BAD", name, why
 
@@ -73,16 +70,13 @@ def imports() -> Iterator[Finding]:
             try:
                 importlib.import_module(name)
             except Exception as error:
-                words = (
-                    f"does not load: {' '.join(str(error).split())[:160]}: install torch and torchvision of one kind"
-                )
-                yield "BAD", f"import {name}", words
+                why = " ".join(str(error).split())[:160]
+                yield "BAD", f"import {name}", f"does not load: {why}: install torch and torchvision of one kind"
                 return
     import torch
 
-    pairing = (
-        "its compiled operators are not there, and not needed" if genlab._TorchvisionOperators.library else "whole"
-    )
+    operators = genlab._TorchvisionOperators.library  # declared in the place of those of the extension
+    pairing = "its compiled operators are not there, and not needed" if operators else "whole"
     yield "ok", "imports", f"torch {torch.__version__}, torchvision ({pairing})"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from genlab.cli.build import build_data, build_protocol, choose_device, set_threads
+from genlab.cli.build import build_protocol, choose_device, ready_data, set_threads
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.pretrained import check_vocabulary
 from genlab.cli.ranks import place
@@ -59,14 +59,11 @@ def _checkpoints(config: DictConfig) -> list[str]:
     if config.checkpoint != "all":
         return [config.checkpoint]
     folder = find_run(config.run, Path(config.runs_dir)).checkpoints
-    found = {(folder / f"{n}.ckpt").stat().st_ino: n for n in ("best", "previous", "last") if _is(folder, n)}
+    paths = [folder / f"{name}.ckpt" for name in ("best", "previous", "last")]
+    found = {path.stat().st_ino: path.stem for path in paths if path.is_file()}
     if not found:
         raise ConfigError(f"{folder} holds no checkpoint yet.")
     return list(found.values())
-
-
-def _is(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.ckpt").is_file()
 
 
 def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> tuple[dict[str, Any], Path]:
@@ -78,15 +75,18 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
     if config.reference is not None:
         data, protocol = _reference(config.reference, protocol)
     # Another sampler, checkpoint or seed is another number: it must not replace the run's own record.
-    changed = [
-        *([] if sampler is None else ["sampler"]),
-        *([] if loaded.weights == "ema" else [loaded.weights]),
-        *([] if checkpoint == "last" else [checkpoint]),
-        *([] if config.seed == loaded.config.seed else [f"seed{config.seed}"]),
-        *([f"chunk{config.chunk_size}"] if other_chunks else []),
-        *([] if config.reference is None else [Path(config.reference).name]),
-    ]
+    names = {
+        "sampler": sampler is not None,
+        loaded.weights: loaded.weights != "ema",
+        checkpoint: checkpoint != "last",
+        f"seed{config.seed}": config.seed != loaded.config.seed,
+        f"chunk{config.chunk_size}": other_chunks,
+        Path(config.reference or "").name: config.reference is not None,
+    }
+    changed = [name for name, other in names.items() if other]
     folder = loaded.directory.path / "evaluation"
+    context = {"run": loaded.directory.path.name, "model": str(loaded.config.name)}
+    context["checkpoint"] = loaded.checkpoint.name
     record = evaluate(
         loaded.model,
         data,
@@ -94,11 +94,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
         sampler=sampler,
         weights=loaded.weights,
         seed=config.seed,
-        context={
-            "run": loaded.directory.path.name,
-            "model": str(loaded.config.name),
-            "checkpoint": loaded.checkpoint.name,
-        },
+        context=context,
         picture=folder / f"{'-'.join(['closest', *changed])}.png",
         table=folder / "-".join([str(protocol.name), "texts", *changed]),
         max_minutes=config.max_minutes,
@@ -112,9 +108,7 @@ def _data(config: DictConfig, loaded: LoadedRun) -> Any:
     """The run's data; of a pretrained folder, which has none, that of the command line."""
     if loaded.config.get("data") is not None or config.get("data") is None:
         return loaded.data()
-    data = build_data(config)
-    data.prepare_data()
-    data.setup("test")
+    data = ready_data(config)
     check_vocabulary(data.tokenizer, loaded.directory.path)
     return data
 
@@ -124,11 +118,7 @@ def _samples(config: DictConfig) -> dict[str, Any]:
     protocol, source = _protocol(config, None), Path(config.samples)
     context = {"samples": str(config.samples)}
     device = choose_device(config.device)
-    data: Any = None
-    if config.get("data") is not None:
-        data = build_data(config)
-        data.prepare_data()
-        data.setup("test")
+    data: Any = None if config.get("data") is None else ready_data(config)
     if source.suffix == ".jsonl" or not all(metric.judges("image") for metric in protocol.metrics.values()):
         read = texts_from(source, protocol.n)
         split = "given" if data is None or read.items.references else protocol.reference_split

@@ -1,12 +1,6 @@
 """The entry points' decorator: Hydra, with every mistake of the user answered in one line and before torch is imported.
 
-An entry point reads:
-
-    @hydra_main("train", Path(__file__).parent / "conf")
-    def main(cfg: DictConfig) -> float | None:
-        from genlab.cli.train import train   # heavy imports belong in here
-
-        return train(cfg)
+So the body of an entry point imports inside, as that of train.py does.
 """
 
 from __future__ import annotations
@@ -73,8 +67,9 @@ def hydra_main(
                 if not sweeping:  # a sweep's jobs were checked by its launcher
                     check_composed(cfg, config_name, settings)
                 return body(cfg)
+            except JobFailed as failed:
+                code, run = failed.exit_code, failed.run
             except SystemExit as leave:
-                run = getattr(leave, "run", "")
                 code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
                 if not sweeping or code in (0, 130, 143):
                     raise
@@ -101,8 +96,7 @@ def hydra_main(
             try:
                 refuse_known_bad()
             except GenlabError as error:
-                complain(error)
-                sys.exit(error.exit_code)
+                fail(error)
             arguments = _arguments(free)
             if arguments.help:
                 print(explain.help_text(config_name, explain.folders_of(arguments, folder), body.__doc__ or ""))
@@ -121,15 +115,13 @@ def hydra_main(
                     print(f"genlab: preempted: {cause}", file=sys.stderr, flush=True)
                     sys.exit(cause.exit_code)
                 if isinstance(cause, KeyboardInterrupt):
-                    complain(GenlabError("interrupted"))
-                    sys.exit(130)
+                    fail(GenlabError("interrupted"), 130)
                 known = cause if isinstance(cause, GenlabError) else None
                 if known is None and isinstance(cause, Exception):
                     known = explain.composition(cause, arguments, config_name, folder)
                 if known is None:
                     raise
-                complain(known)
-                sys.exit(known.exit_code)
+                fail(known)
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
@@ -158,13 +150,17 @@ def complain(error: BaseException) -> None:
     print(f"genlab: error: {one_line(redact(str(error)))}", file=sys.stderr, flush=True)
 
 
+def fail(error: GenlabError, code: int | None = None) -> NoReturn:
+    complain(error)
+    sys.exit(error.exit_code if code is None else code)
+
+
 def _arguments(free: Sequence[str]) -> Any:
     """The command line, put in the form in which Hydra can parse it, into sys.argv; its errors take one line too."""
     parser = get_args_parser()
 
     def error(message: str) -> NoReturn:
-        complain(Problem(message, where="command line", do="Overrides are written key=value; see --help"))
-        sys.exit(2)
+        fail(Problem(message, where="command line", do="Overrides are written key=value; see --help"))
 
     parser.error = error  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args()

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.build import (
-    build_data,
     build_model,
     build_sampler,
     check_frozen,
@@ -20,6 +19,7 @@ from genlab.cli.build import (
     load_config,
     load_weights,
     read_checkpoint,
+    ready_data,
 )
 from genlab.cli.check import check_ranges
 from genlab.cli.condition_values import condition_rows
@@ -86,10 +86,7 @@ class LoadedRun:
         """
         if self.config.get("data") is None:
             raise ConfigError(f"{self.directory.path} has no data of its own; say which: data=NAME.")
-        data = build_data(self.config)
-        data.prepare_data()
-        data.setup("test")
-        return data
+        return ready_data(self.config)
 
 
 def load_run(
@@ -138,12 +135,10 @@ def set_chunk_size(loaded: LoadedRun, size: int | None) -> bool:
     """How many items are made together (None: as many as the model says). Whether that is another number.
 
     Raises:
-        ConfigError: less than 1; a model that does not generate.
+        ConfigError: a model that does not generate.
     """
     if size is None or size == loaded.generative.chunk_size:
         return False
-    if size < 1:
-        raise ConfigError(f"chunk_size={size}: expected at least 1.")
     loaded.generative.chunk_size = size
     return True
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from genlab.errors import ConfigError
@@ -36,13 +37,25 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def leaves(value: Any, key: str = "") -> Iterable[str]:
-    """Dotted keys of every node and leaf of a plain container, lists not entered."""
+def say(text: str) -> None:
+    """One line for a person, beside what a command prints."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of a plain value and all below it, outermost first; keys as 'model.layers[0].width'."""
+    yield key, value
     if isinstance(value, dict):
         for name, inner in value.items():
-            path = f"{key}.{name}" if key else str(name)
-            yield path
-            yield from leaves(inner, path)
+            yield from walk(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from walk(inner, f"{key}[{i}]")
+
+
+def leaves(value: Any) -> list[str]:
+    """Dotted keys of every node and leaf of a plain container, lists not entered."""
+    return [key for key, _ in walk(value) if key and "[" not in key]
 
 
 def nearest(key: str, candidates: Iterable[str]) -> str | None:

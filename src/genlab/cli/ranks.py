@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from genlab.cli.problem import say
 from genlab.cli.targets import user_packages
 from genlab.errors import ConfigError
 from genlab.files import read_json, write_bytes
@@ -58,11 +59,9 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     def number(name: str, default: int = 0) -> int:
         return int(environment.get(name) or default)
 
-    if OWN in environment:
-        return Place(number("RANK"), number("WORLD_SIZE", 1), number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", 1))
-    if "TORCHELASTIC_RUN_ID" in environment:
+    if OWN in environment or "TORCHELASTIC_RUN_ID" in environment:
         counts = number("RANK"), number("WORLD_SIZE", 1), number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", 1)
-        return Place(*counts, "torchrun")
+        return Place(*counts, "own" if OWN in environment else "torchrun")
     # A batch script without srun has SLURM_NTASKS too, but no step; a single task starts its own workers.
     if "SLURM_STEP_ID" in environment and number("SLURM_NTASKS", 1) > 1:
         world, nodes = number("SLURM_NTASKS"), number("SLURM_NNODES", 1)
@@ -210,15 +209,12 @@ class Workers:
 
     def end(self) -> None:
         """Kills those that are there still, and removes what they leave outside `target`."""
-        self.kill()
-        for worker in self.processes:
-            worker.wait()
-        self.leftovers.close()
-
-    def kill(self) -> None:
         for worker in self.processes:
             if worker.poll() is None:
                 worker.kill()
+        for worker in self.processes:
+            worker.wait()
+        self.leftovers.close()
 
     def wait(self, grace_s: float = 20.0, idle_grace_s: float = 4.0) -> int:
         """Until all have ended; after one has left on a signal, the others have `grace_s` seconds to save.
@@ -276,7 +272,7 @@ class Workers:
             outcome = reports[rank]["outcome"]
             self.message = (f"rank {rank}: " if rank and outcome == "error" else "") + reports[rank]["message"]
             self.own = rank == 0
-        print(f"genlab: {outcome}: {self.message}", file=sys.stderr, flush=True)
+        say(f"genlab: {outcome}: {self.message}")
 
 
 def _inherited() -> dict[str, str]:
@@ -286,18 +282,12 @@ def _inherited() -> dict[str, str]:
 def worker_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables by which a worker, and Lightning in it, knows its rank."""
     variables = {**_inherited(), OWN: "1"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
+    counts = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    for name in counts:
         variables.pop(name, None)
     if ranks > 1:
-        variables |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        variables |= {name: str(count) for name, count in counts.items()}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return variables
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
-from genlab.cli.problem import Problem
+from genlab.cli.problem import Problem, walk
 
 HIDDEN = "[redacted]"
 
@@ -61,7 +60,10 @@ def refuse_keys(value: Any, key: str = "") -> None:
             secret name.
     """
     secrets = _secrets(LONG)
-    for where, text in _texts(value, key):
+    for place, text in walk(value, key):
+        if not isinstance(text, str):
+            continue
+        where = re.sub(r"\[\d+\]", "", place)
         named = is_secret_name(where.rpartition(".")[2]) and len(text) >= LONG
         if named or _VALUES.search(text) or any(secret in text for secret in secrets):
             raise Problem(
@@ -69,17 +71,6 @@ def refuse_keys(value: Any, key: str = "") -> None:
                 where,
                 "Pass it by the environment (WANDB_API_KEY, HF_TOKEN, ...), or log in with the service's own command",
             )
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _texts(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner, key)
-    elif isinstance(value, str):
-        yield key, value
 
 
 def _secrets(least: int) -> list[str]:

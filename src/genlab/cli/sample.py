@@ -26,8 +26,6 @@ def sample(config: DictConfig) -> Path:
     """Writes all items together (a grid, a page of texts, ...) and one by one; returns their folder."""
     here = place()
     set_threads(config.threads, here.local_world)
-    if config.n < 1:
-        raise ConfigError(f"n={config.n}: expected at least 1.")
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
     set_chunk_size(loaded, config.chunk_size)
     model, sampler = loaded.generative, choose_sampler(loaded, config.get("sampler"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from genlab.cli.problem import say
 from genlab.errors import ConfigError
 
 
@@ -86,7 +86,7 @@ class Search(Sweeper):
             study.tell(left.number, state=states.FAIL)
             study.enqueue_trial(left.params)
         finished = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-        print(f"search {self.study}: {finished} of {self.trials} trials in {self.storage}", file=sys.stderr, flush=True)
+        say(f"search {self.study}: {finished} of {self.trials} trials in {self.storage}")
         returned: list[JobReturn] = []
         failed = 0
         while finished < self.trials:
@@ -104,8 +104,7 @@ class Search(Sweeper):
         if not study.get_trials(states=[states.COMPLETE]):
             raise ConfigError(f"search {self.study}: all {finished} trials were pruned")
         best = study.best_trial
-        said = f"best of {finished}: {best.value:.6g} by trial {best.number}: {values_of(best)}"
-        print(said, file=sys.stderr, flush=True)
+        say(f"best of {finished}: {best.value:.6g} by trial {best.number}: {values_of(best)}")
         return returned
 
     def _tell(self, study: Any, trial: Any, job: JobReturn) -> bool:
@@ -123,7 +122,7 @@ class Search(Sweeper):
             study.tell(trial, state=TrialState.FAIL)
             said = "failed"
         run = Path(getattr(value, "run", "")).name
-        print(f"trial {trial.number}: {said}  {values_of(trial)}  {run}".rstrip(), file=sys.stderr, flush=True)
+        say(f"trial {trial.number}: {said}  {values_of(trial)}  {run}".rstrip())
         return said != "failed"
 
     def _read(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -19,10 +19,9 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from genlab.callbacks.conductor import Conductor
+from genlab.callbacks.conductor import Conductor, Events
 from genlab.callbacks.ema import EMA
 from genlab.callbacks.evaluate import EvaluateWhileTraining
-from genlab.callbacks.events import Events
 from genlab.callbacks.guard import FiniteGuard
 from genlab.callbacks.pictures import Reconstructions, SampleGrid, save_samples, show_panels, show_table
 from genlab.callbacks.progress import SampleProgress

@@ -6,11 +6,13 @@ So a wrong argument in a config is found in milliseconds, before torch is import
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
 
 # Bases that add no argument.
 _PLAIN = {"object", "ABC", "Protocol", "Generic", "ABCMeta"}
@@ -111,24 +113,25 @@ def _bindings(module: str) -> tuple[dict[str, ast.AST | str], list[str]]:
     stars: list[str] = []
     tree = _tree(module)
     for statement in _statements(tree.body if tree else []):
-        if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
-            if "overload" not in {last_name(d) for d in statement.decorator_list}:
-                names.setdefault(statement.name, statement)
-        elif isinstance(statement, ast.ImportFrom):
-            source = _absolute(module, statement)
-            for alias in statement.names:
-                if alias.name == "*":
-                    stars.append(source)
-                else:
+        match statement:
+            case ast.ClassDef() | ast.FunctionDef():
+                if "overload" not in {last_name(d) for d in statement.decorator_list}:
+                    names.setdefault(statement.name, statement)
+            case ast.ImportFrom(names=[ast.alias(name="*")]):
+                stars.append(_absolute(module, statement))
+            case ast.ImportFrom():
+                source = _absolute(module, statement)
+                for alias in statement.names:
                     names.setdefault(alias.asname or alias.name, f"{source}.{alias.name}")
-        elif isinstance(statement, ast.Import):
-            for alias in statement.names:
-                root = alias.name.partition(".")[0]
-                names.setdefault(alias.asname or root, alias.name if alias.asname else root)
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            names.setdefault(statement.targets[0].id, statement.value)
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-            names.setdefault(statement.target.id, statement.value)
+            case ast.Import():
+                for alias in statement.names:
+                    root = alias.name.partition(".")[0]
+                    names.setdefault(alias.asname or root, alias.name if alias.asname else root)
+            case (
+                ast.Assign(targets=[ast.Name(id=name), *_]) | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr())
+            ):
+                assert statement.value is not None
+                names.setdefault(name, statement.value)
     return names, stars
 
 
@@ -143,18 +146,14 @@ def last_name(expression: ast.expr) -> str:
 
 def dotted_name(expression: ast.expr) -> str:
     """`a.b.c` as a string; '' for anything else."""
-    if isinstance(expression, ast.Name):
-        return expression.id
-    if isinstance(expression, ast.Attribute):
-        left = dotted_name(expression.value)
-        return f"{left}.{expression.attr}" if left else ""
-    return ""
+    text = ast.unparse(expression)
+    return text if all(name.isidentifier() for name in text.split(".")) else ""
 
 
 @cache
 def look_up(module: str, name: str, depth: int = 20) -> Definition | Value | None:
     """What `name` (possibly dotted) means inside `module`: a definition, an assigned value, or None if not found."""
-    if depth == 0:
+    if not name or depth == 0:
         return None
     first, _, rest = name.partition(".")
     names, stars = _bindings(module)
@@ -203,7 +202,7 @@ def _bases(definition: Definition) -> Iterator[Definition | None]:
         if last_name(expression) in _PLAIN:
             continue
         inner = expression.value if isinstance(expression, ast.Subscript) else expression
-        found = look_up(definition.module, dotted_name(inner)) if dotted_name(inner) else None
+        found = look_up(definition.module, dotted_name(inner))
         yield found if isinstance(found, Definition) and found.is_class else None
 
 
@@ -227,9 +226,20 @@ def derives(definition: Definition, wanted: Collection[str]) -> bool | None:
 
 def signature(definition: Definition) -> Signature:
     """The keyword arguments of a class or function."""
-    if isinstance(definition.node, ast.FunctionDef):
-        return _from_function(definition.module, definition.node, skip=0)
-    return _from_class(definition) or Signature()
+    return _read(definition) or Signature()
+
+
+@cache
+def defaults(target: Any) -> dict[str, Any]:
+    """Arguments of what a full name leads to that have a literal default, with it; tuples as lists."""
+    found = find(target) if isinstance(target, str) else None
+    values = {}
+    for name, parameter in signature(found).parameters.items() if isinstance(found, Definition) else ():
+        with contextlib.suppress(ValueError):
+            if parameter.default is not None:
+                value = ast.literal_eval(parameter.default)
+                values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def _from_function(module: str, node: ast.FunctionDef, skip: int) -> Signature:
@@ -251,24 +261,20 @@ def _from_function(module: str, node: ast.FunctionDef, skip: int) -> Signature:
     return Signature(parameters, extra is not None)
 
 
-def _from_class(definition: Definition) -> Signature | None:
-    """None if neither the class nor any base says what it takes."""
-    assert isinstance(definition.node, ast.ClassDef)
-    if any(last_name(d) in {"dataclass", "strict", "dataclass_transform"} for d in definition.node.decorator_list):
+def _read(definition: Definition) -> Signature | None:
+    """None of a class that does not say what it takes, nor any of its bases."""
+    node = definition.node
+    if isinstance(node, ast.FunctionDef):
+        return _from_function(definition.module, node, skip=0)
+    if any(last_name(d) in {"dataclass", "strict", "dataclass_transform"} for d in node.decorator_list):
         return Signature(_fields(definition))
-    for statement in definition.node.body:
+    above = (Signature(open=True) if base is None else _read(base) for base in _bases(definition))
+    inherited = (known for known in above if known is not None)
+    for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             own = _from_function(definition.module, statement, skip=1)
-            return _merged(own, statement, _inherited(definition)) if own.open else own
-    return _inherited(definition)
-
-
-def _inherited(definition: Definition) -> Signature | None:
-    for base in _bases(definition):
-        above = Signature(open=True) if base is None else _from_class(base)
-        if above is not None:
-            return above
-    return None
+            return _merged(own, statement, next(inherited, None)) if own.open else own
+    return next(inherited, None)
 
 
 def _merged(own: Signature, node: ast.FunctionDef, above: Signature | None) -> Signature:
@@ -292,16 +298,12 @@ def _fields(definition: Definition) -> dict[str, Parameter]:
         parameters |= _fields(base) if base is not None else {}
     for statement in definition.node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            name, kind = statement.target.id, last_name(statement.annotation)
-            value = statement.value
-            hidden = isinstance(value, ast.Call) and any(
-                k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False for k in value.keywords
-            )
-            if kind in {"ClassVar", "KW_ONLY"} or hidden:
+            name, kind, value = statement.target.id, last_name(statement.annotation), statement.value
+            options = {k.arg: ast.unparse(k.value) for k in value.keywords} if isinstance(value, ast.Call) else {}
+            if kind in {"ClassVar", "KW_ONLY"} or options.get("init") == "False":
                 continue
             bare = isinstance(value, ast.Call) and last_name(value) == "field"
-            keywords = {k.arg for k in value.keywords} if isinstance(value, ast.Call) else set()
-            required = value is None or (bare and not keywords & {"default", "default_factory"})
+            required = value is None or (bare and not options.keys() & {"default", "default_factory"})
             default = None if bare else value
             parameters[name] = Parameter(name, required, statement.annotation, definition.module, default)
         elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader  # OmegaConf's own reading of numbers; refuses a key that comes twice
 from omegaconf.errors import OmegaConfBaseException
 
-from genlab.cli.old_targets import modern
+from genlab.cli.old_forms import modern
 from genlab.errors import ConfigError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from genlab.cli.problem import Problem
+from genlab.cli.problem import Problem, say
 from genlab.cli.redact import redact
 from genlab.errors import GenlabError
 from genlab.files import write_bytes
@@ -39,21 +38,13 @@ class Outcome(float):
         return made
 
 
-class WorkerFailed(SystemExit):
-    """A run has ended with an exit code other than 0, and has said why.
+class JobFailed(GenlabError):
+    """A run, perhaps one of a sweep, that ended with `exit_code` other than 0, after it has said why.
 
     Args:
-        code: the exit code.
+        exit_code: of the run.
         run: path of the run directory.
     """
-
-    def __init__(self, code: int, run: str = "") -> None:
-        super().__init__(code)
-        self.run = run
-
-
-class JobFailed(GenlabError):
-    """A job of a sweep that ended with `exit_code`, after it has said why."""
 
     def __init__(self, exit_code: int, run: str = "") -> None:
         super().__init__(exit_code, run)  # the arguments, so that it can come back from another process
@@ -82,8 +73,12 @@ class CheckedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         try:
             for i, overrides in enumerate(job_overrides):
-                job = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
-                self._check(self.loader.load_sweep_config(self.config, list(overrides)), job)
+                config = self.loader.load_sweep_config(self.config, list(overrides))
+                try:
+                    self.check(config)
+                except Problem as problem:
+                    problem.where = f"job {initial_job_idx + i}: {' '.join(filter_overrides(overrides))}"
+                    raise
         except Exception:  # whatever it is goes on, but the files of a sweep that has not begun do not stay
             if initial_job_idx == 0:
                 self._leave_nothing()
@@ -92,15 +87,8 @@ class CheckedLauncher(Launcher):
             self._hide_secrets()
         returned = self.launcher.launch(job_overrides, initial_job_idx)
         if self.report:
-            print(redact(table(job_overrides, returned, initial_job_idx)), file=sys.stderr, flush=True)
+            say(redact(table(job_overrides, returned, initial_job_idx)))
         return returned
-
-    def _check(self, cfg: DictConfig, job: str) -> None:
-        try:
-            self.check(cfg)
-        except Problem as problem:
-            problem.where = job
-            raise
 
     def _hide_secrets(self) -> None:
         """In the multirun.yaml that Hydra has written with the command line."""

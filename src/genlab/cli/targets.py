@@ -18,8 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genlab.cli.arguments import SPECIAL, check_arguments
-from genlab.cli.old_targets import successor
-from genlab.cli.problem import Problem, nearest
+from genlab.cli.old_forms import successor
+from genlab.cli.problem import Problem, nearest, walk
 from genlab.cli.signature import Definition, derives, find, is_module, names_in
 
 # The last two and "torch.nn.Module" are how sources name them: recognised without reading torch.
@@ -161,14 +161,7 @@ def check_own(node: Any, key: str) -> None:
 
 def nodes(value: Any, key: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Every mapping with `_target_` in a plain value, outermost first, with its key."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield value, key
-        for name, inner in value.items():
-            yield from nodes(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from nodes(inner, f"{key}[{i}]")
+    return ((node, where) for where, node in walk(value, key) if isinstance(node, dict) and "_target_" in node)
 
 
 def instantiate(node: Any, base: type | None = None, /, **kwargs: Any) -> Any:

@@ -16,19 +16,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.cli.check import check
+from genlab.cli.problem import say
 from genlab.cli.ranks import Place, announce, forget, learn, place, start_workers
 from genlab.cli.redact import redact
 from genlab.cli.stored import literal, load_yaml
-from genlab.cli.sweep import Outcome, WorkerFailed
+from genlab.cli.sweep import JobFailed, Outcome
 from genlab.errors import ConfigError, Preempted
 from genlab.files import read_json, write_bytes, write_json
-from genlab.runs.directory import (
-    RunDirectory,
-    config_hash,
-    create_run,
-    find_run,
-    find_unfinished,
-)
+from genlab.runs.directory import RunDirectory, config_hash, create_run, find_run, find_unfinished
 from genlab.runs.environment import environment
 from genlab.runs.keys import CHANGEABLE
 
@@ -41,7 +36,7 @@ def train(config: DictConfig) -> Outcome | None:
 
     Raises:
         ConfigError: the run asked for does not exist, is in use, or cannot be continued like this.
-        SystemExit: with the worker's exit code where it is not 0; the worker has said why.
+        JobFailed: with the worker's exit code where it is not 0; the worker has said why.
     """
     settings, here = HydraConfig.get(), place()
     config = with_debug(config, settings.runtime.choices, settings.overrides.task)
@@ -77,32 +72,30 @@ def train(config: DictConfig) -> Outcome | None:
     result = read_json(run.path / "result.json")
     if result is None:
         run.set_status("failed", message="the worker ended without a result")
-        print(f"genlab: error: the worker ended without a result; see {run.path}", file=sys.stderr)
+        say(f"genlab: error: the worker ended without a result; see {run.path}")
         leave(1, str(run.path))
     return Outcome.of(result["value"], str(run.path), result.get("pruned", False))
 
 
 def say_in_use(run: RunDirectory, holder: str) -> None:
     """One line on a run of the same configuration that another command works on."""
-    print(f"{run.path} is in use by process {holder}; this command does not go on with it", file=sys.stderr, flush=True)
+    say(f"{run.path} is in use by process {holder}; this command does not go on with it")
 
 
 def say_killed(run: RunDirectory) -> None:
     """One line on the last session, whose lock says that it ended without a word."""
     samples = run.status().get("samples", 0)
-    print(
+    say(
         f"genlab: the last session of this run (process {run.left_by}) ended without saying why, saved at {samples:,} "
         "samples: it was killed, or the machine went down. If nobody did that, memory ran out: `dmesg` tells, and "
-        "a lower data.batch_size helps.",
-        file=sys.stderr,
-        flush=True,
-    )  # fmt: skip
+        "a lower data.batch_size helps."
+    )
 
 
 def leave(code: int, run: str = "") -> None:
-    """Ends this process with a worker's exit code where it is not 0; the cause has been printed."""
+    """Ends the command with a worker's exit code where it is not 0; the cause has been printed."""
     if code:
-        raise WorkerFailed(code, run)
+        raise JobFailed(code, run)
 
 
 def fit_devices(config: DictConfig, here: Place) -> None:
@@ -139,7 +132,8 @@ def with_debug(config: DictConfig, choices: Mapping[str, Any], given: Sequence[s
 
     Keys `given` on the command line (as overrides) stay as they were given.
     """
-    changes: Any = OmegaConf.to_container(config.get("debug") or OmegaConf.create())
+    debug = config.get("debug") if choices["trainer"] == "debug" else None
+    changes: Any = OmegaConf.to_container(debug or OmegaConf.create())
     for override in given:
         *path, last = override.lstrip("+").partition("=")[0].split(".")
         node = changes
@@ -147,8 +141,6 @@ def with_debug(config: DictConfig, choices: Mapping[str, Any], given: Sequence[s
             node = node.get(name) or {}
         if not isinstance(node.get(last), dict):  # data=mnist chooses a group: its fields were not given
             node.pop(last, None)
-    if choices["trainer"] != "debug":
-        changes = {}
     changes = {key: change for key, change in changes.items() if config.get(key) is not None}  # evaluation=none
     merged = OmegaConf.merge(config, changes)
     assert isinstance(merged, DictConfig)
@@ -168,12 +160,11 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     if resume not in ("auto", "never"):
         return continue_run(find_run(resume, runs_dir), plain)
     run = find_unfinished(runs_dir, digest, say_in_use) if resume == "auto" else None
-    if run is not None:
-        samples = run.status().get("samples", 0)
-        print(f"continues {run.path} from {samples:,} samples (resume=never starts anew)", file=sys.stderr, flush=True)
-        return run, OmegaConf.create(literal(plain))
-    run = create_run(runs_dir, plain["name"], digest)
-    print(f"run {run.path}", file=sys.stderr, flush=True)
+    if run is None:
+        run = create_run(runs_dir, plain["name"], digest)
+        say(f"run {run.path}")
+    else:
+        say(f"continues {run.path} from {run.status().get('samples', 0):,} samples (resume=never starts anew)")
     return run, OmegaConf.create(literal(plain))
 
 
@@ -208,7 +199,7 @@ def continue_run(run: RunDirectory, composed: Mapping[str, Any]) -> tuple[RunDir
             f"run {run.path.name} is finished at {status['samples']:,} samples; extend it with a larger "
             "schedule.max_samples."
         )
-    print(f"continues {run.path} from {status.get('samples', 0):,} samples", file=sys.stderr, flush=True)
+    say(f"continues {run.path} from {status.get('samples', 0):,} samples")
     return run, config
 
 

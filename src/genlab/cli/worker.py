@@ -80,10 +80,9 @@ def main(task: str, folder: str) -> int:
             write_json(Path(folder) / "ranks" / f"{here.rank}.json", report)
         except GenlabError:  # the same: the parent cannot be told, so say it here
             print(f"genlab: {outcome}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
-    elif here.rank == 0:
-        print(f"genlab: {outcome}: {message}", file=sys.stderr, flush=True)
-    elif code not in (130, 143):
-        print(f"genlab: {outcome}: rank {here.rank}: {message}", file=sys.stderr, flush=True)
+    elif here.rank == 0 or code not in (130, 143):
+        rank = f"rank {here.rank}: " if here.rank else ""
+        print(f"genlab: {outcome}: {rank}{message}", file=sys.stderr, flush=True)
     return code
 
 

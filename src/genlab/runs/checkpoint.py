@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -40,7 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 digest = sha256_of(temporary)
                 torch.load(temporary, map_location="meta", weights_only=True, mmap=True)
                 if target.exists() and target.name == "last.ckpt":
-                    _link(target, target.with_name("previous.ckpt"))
+                    keep_as(target, "previous.ckpt")
                 write_json(_sidecar(target), {"sha256": [*_hashes(target), digest]})
             write_json(_sidecar(target), {"sha256": [digest]})
             _sync_directory(target.parent)
@@ -172,14 +171,21 @@ def stored_sha256(path: Path) -> str | None:
 
 def keep_as(path: Path, name: str) -> None:
     """Gives a checkpoint a second name in its directory (a hard link, no copy), replacing what had it."""
-    _link(path, path.with_name(name))
+    target = path.with_name(name)
+    with replacing(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        write_json(_sidecar(target), {"sha256": [*_hashes(target), *_hashes(path)]})
+    write_json(_sidecar(target), {"sha256": _hashes(path)})
 
 
-def sweep_temporaries(checkpoints: Path, older_than_s: float = 0.0) -> None:
+def sweep_temporaries(checkpoints: Path) -> None:
     """Removes what killed saves left; call it only while the run is locked."""
     for stale in checkpoints.glob(".*.tmp"):
-        if time.time() - stale.stat().st_mtime >= older_than_s:
-            stale.unlink(missing_ok=True)
+        stale.unlink(missing_ok=True)
 
 
 def _sidecar(path: Path) -> Path:
@@ -190,17 +196,6 @@ def _hashes(path: Path) -> list[str]:
     stored = read_json(_sidecar(path))
     listed = stored.get("sha256") if isinstance(stored, dict) else None
     return [h for h in listed if isinstance(h, str)] if isinstance(listed, list) else []
-
-
-def _link(source: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(source, temporary)
-        write_json(_sidecar(target), {"sha256": [*_hashes(target), *_hashes(source)]})
-    write_json(_sidecar(target), {"sha256": _hashes(source)})
 
 
 def _sync_directory(path: Path) -> None:

@@ -31,30 +31,18 @@ class RunDirectory:
     """One run's folder.
 
     Attributes:
-        path: absolute.
+        path: absolute; the others are what lies in it.
         left_by: after `lock`: the process that held the run before and ended without giving it back, or None. It was
             killed (by the kernel for want of memory, say), or the machine went down.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.config = self.path / "config.yaml"
         self.left_by: str | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
 
     def status(self) -> dict[str, Any]:
         found = read_json(self.path / "status.json")

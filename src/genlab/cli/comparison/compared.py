@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genlab.cli.comparison.differences import ABSENT, overrides, same
-from genlab.cli.comparison.entries import Cell, Entry, Value, cell, make_entries, summarise
+from genlab.cli.comparison.entries import Cell, Entry, Value, cell, make_entries
 from genlab.cli.comparison.numbers import shown
-from genlab.cli.comparison.protocols import described, loss_facts, mapping
+from genlab.cli.comparison.protocols import Facts, described, loss_facts, mapping, ranges
 from genlab.cli.comparison.read import Run
 from genlab.cli.problem import one_line
 from genlab.errors import ConfigError
@@ -18,7 +18,6 @@ from genlab.errors import ConfigError
 LOSS = "val/loss"
 # Not drawn and not listed unless asked for: they say nothing about the model.
 BOOKKEEPING = ("train/lr", "train/memory_gib", "train/samples_per_s")
-Owner = tuple[int, str]  # an entry's number and a run's seed
 BAD = ("failed", "died")  # states
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -71,8 +70,8 @@ def compare(runs: Sequence[Run], grouping: bool = True, metrics: Sequence[str] =
     _choose(made, metrics)
     for name in made.columns:
         _column(made, name)
-    made.times = [_plain([run.wall_s for run in entry.runs]) for entry in entries]
-    made.speeds = [_plain([run.samples_per_s for run in entry.runs]) for entry in entries]
+    made.times = [cell([Value(run.wall_s) for run in entry.runs]) for entry in entries]
+    made.speeds = [cell([Value(run.samples_per_s) for run in entry.runs]) for entry in entries]
     made.warnings = [*_loss_warnings(made), *_protocol_warnings(made), *_faults(runs)]
     made.notes += [*_unfinished(runs), *_incidental(made), *_missing(made), *_stale(made)]
     return made
@@ -124,90 +123,54 @@ def _column(made: Comparison, name: str) -> None:
     values = _values(made, name)
     cells: list[Cell | None] = [cell(v) if any(v) else None for v in values]
     there = [[v for v in entry if v and v.value is not None and v.facts] for entry in values]
-    kinds: list[Any] = []  # distinct protocols, in the order in which they are met
-    letters = []
-    for entry in there:
-        own = []
-        for value in entry:
-            place = next((i for i, kind in enumerate(kinds) if kind.same_protocol(value.facts)), len(kinds))
-            if place == len(kinds):
-                kinds.append(value.facts)
-            own.append(MARKS[place % len(MARKS)])
-        letters.append("".join(dict.fromkeys(own)))
-    measured_alike = all(same(kind.measured, kinds[0].measured) for kind in kinds)
-    if len(kinds) > 1:
-        sign = "~" if measured_alike else "!"
-        cells = [replace(c, mark=sign + a) if c and a else c for c, a in zip(cells, letters, strict=True)]
+    facts: list[Any] = [value.facts for entry in there for value in entry]
+    letters = _letters(facts, Facts.same_protocol)
+    if len(set(letters)) > 1:
+        sign = "~" if all(same(each.measured, facts[0].measured) for each in facts) else "!"
+        following = iter(letters)
+        own = ["".join(dict.fromkeys(next(following) for _ in entry)) for entry in there]
+        cells = [replace(c, mark=sign + marks) if c and marks else c for c, marks in zip(cells, own, strict=True)]
     made.cells[name] = cells
     floors = {value.floor for entry in there for value in entry if value.floor is not None}
     if len(floors) == 1:
         made.floors[name] = floors.pop()
 
 
-def _plain(values: Sequence[float | None]) -> Cell:
-    mean, sd, n = summarise(values)
-    return Cell(list(values), mean, sd, n)
+def _letters(items: Sequence[Any], equal: Callable[[Any, Any], bool]) -> list[str]:
+    """A letter for each item, the same for those that are equal."""
+    kinds: list[Any] = []
+    letters = []
+    for item in items:
+        place = next((i for i, kind in enumerate(kinds) if equal(kind, item)), len(kinds))
+        kinds += [item] if place == len(kinds) else []
+        letters.append(MARKS[place % len(MARKS)])
+    return letters
 
 
-def _owned(made: Comparison, name: str) -> list[tuple[Owner, Value]]:
-    """The values of one name that come from records, each with the entry and run that it belongs to."""
-    return [
-        ((entry.number, one_line(str(run.seed))), value)
+def _described(made: Comparison, name: str, part: str) -> list[str]:
+    """The fields of a part of Facts in which the values of one name differ."""
+    owned = [
+        ((entry.number, one_line(str(run.seed))), getattr(value.facts, part))
         for entry, values in zip(made.entries, _values(made, name), strict=True)
         for run, value in zip(entry.runs, values, strict=True)
         if value is not None and value.value is not None and value.facts is not None
     ]
-
-
-def _joiner(owners: Sequence[Owner]) -> Callable[[list[Owner]], str]:
-    """Owners in words: '1-3, 5'; only some runs of a group: '4 [seeds 0, 2]'."""
-
-    def joined(some: list[Owner]) -> str:
-        words: list[str] = []
-        whole: list[int] = []
-        for number in dict.fromkeys(number for number, _ in some):
-            seeds = [seed for n, seed in some if n == number]
-            if len(seeds) == len({owner for owner in owners if owner[0] == number}):
-                whole.append(number)
-            else:
-                words.append(f"{number} [seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}]")
-        return ", ".join([*_ranges(whole), *words])
-
-    return joined
-
-
-def _ranges(numbers: Sequence[int]) -> list[str]:
-    """[1, 2, 3, 5] -> ['1-3', '5']."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    return described([node for _, node in owned], [owner for owner, _ in owned])
 
 
 def _protocol_warnings(made: Comparison) -> list[str]:
     """One line for all names with the same differences: which fields differ, with each value and whose it is."""
     said: dict[str, list[str]] = {}
     for name in made.columns:
-        owned = _owned(made, name)
-        owners = [owner for owner, _ in owned]
-        decided = [value.facts for _, value in owned if value.facts is not None]
-        if not decided:
-            continue
-        joined = _joiner(owners)
-        measured = described([each.measured for each in decided], owners, joined)
-        sampled = described([each.sampled for each in decided], owners, joined)
-        for sign, what, lines in (
-            ("!", "measured differently, the values do not compare", measured),
-            ("~", "sampled differently, the values compare model and sampler together", sampled),
+        for sign, part, what in (
+            ("!", "measured", "measured differently, the values do not compare"),
+            ("~", "sampled", "sampled differently, the values compare model and sampler together"),
         ):
-            if lines:
+            if lines := _described(made, name, part):
                 said.setdefault(f"{what}: {'; '.join(lines)}", []).append(f"{sign} {name}")
         cells = zip(made.entries, made.cells[name], strict=True)
         if split := [entry.number for entry, one in cells if one is not None and not one.averaged]:
-            groups = f"group{'s' if len(split) > 1 else ''} {', '.join(_ranges(split))}"
+            groups = f"group{'s' if len(split) > 1 else ''} {ranges(split)}"
             said.setdefault(f"no mean of {groups}, whose runs differ as said above", []).append(f"! {name}")
     return [f"{names[0][:2]}{', '.join(n[2:] for n in names)}: {text}" for text, names in said.items()]
 
@@ -216,21 +179,14 @@ def _loss_warnings(made: Comparison) -> list[str]:
     """Where val/loss is not the same quantity: other data or another objective."""
     shows = any(c.startswith(f"{LOSS} ") for c in made.columns) or LOSS in made.curves
     entries = [e for e in made.entries if e.config and any(LOSS in run.curves for run in e.runs)]
-    if not shows or len(entries) < 2:
+    facts = [loss_facts(entry.config) for entry in entries]
+    lines = described(facts, [(entry.number, "") for entry in entries])
+    if not shows or not lines:
         return []
-    owners = [(entry.number, "") for entry in entries]
-    lines = described([loss_facts(entry.config) for entry in entries], owners, _joiner(owners))
-    if not lines:
-        return []
-    kinds: list[Any] = []
-    for entry in entries:
-        decided = loss_facts(entry.config)
-        place = next((i for i, kind in enumerate(kinds) if same(kind, decided)), len(kinds))
-        kinds += [decided] if place == len(kinds) else []
+    for entry, letter in zip(entries, _letters(facts, same), strict=True):
         for name in (f"{LOSS} best", f"{LOSS} last"):
-            one = made.cells.get(name, {entry.number - 1: None})[entry.number - 1]
-            if one is not None:
-                made.cells[name][entry.number - 1] = replace(one, mark="!" + MARKS[place % len(MARKS)])
+            if (one := made.cells.get(name, {entry.number - 1: None})[entry.number - 1]) is not None:
+                made.cells[name][entry.number - 1] = replace(one, mark=f"!{letter}")
     return [f"! {LOSS}: another loss or other data, the values do not compare: {'; '.join(lines)}"]
 
 
@@ -250,18 +206,9 @@ def _unfinished(runs: Sequence[Run]) -> list[str]:
 
 def _incidental(made: Comparison) -> list[str]:
     """Machines, dtypes, chunks, library versions that differ: one note for all names."""
-    lines: dict[str, None] = {}
-    for name in made.columns:
-        owned = _owned(made, name)
-        if owned:
-            owners = [owner for owner, _ in owned]
-            nodes = [value.facts.incidental for _, value in owned if value.facts is not None]
-            lines |= dict.fromkeys(described(nodes, owners, _joiner(owners)))
-    return (
-        [f"computed differently, which moves the times and the last digits of values: {'; '.join(lines)}"]
-        if lines
-        else []
-    )
+    lines = dict.fromkeys(line for name in made.columns for line in _described(made, name, "incidental"))
+    words = f"computed differently, which moves the times and the last digits of values: {'; '.join(lines)}"
+    return [words] if lines else []
 
 
 def _missing(made: Comparison) -> list[str]:
@@ -284,14 +231,12 @@ def _missing(made: Comparison) -> list[str]:
 
 def _stale(made: Comparison) -> list[str]:
     """Records of fewer samples than the run has seen."""
-    said = []
-    for entry in made.entries:
-        for run, values in zip(entry.runs, entry.values, strict=True):
-            for seen in sorted(
-                {_seen(v) for n, v in values.items() if n in made.columns} - {None, run.samples}, key=str
-            ):
-                said.append(f"{run.name}: evaluated at {seen:,} samples, the run has seen {run.samples or 0:,}")
-    return said
+    return [
+        f"{run.name}: evaluated at {seen:,} samples, the run has seen {run.samples or 0:,}"
+        for entry in made.entries
+        for run, values in zip(entry.runs, entry.values, strict=True)
+        for seen in sorted({_seen(v) for n, v in values.items() if n in made.columns} - {None, run.samples}, key=str)
+    ]
 
 
 def _seen(value: Value) -> int | None:

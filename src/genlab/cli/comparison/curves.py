@@ -14,6 +14,7 @@ from rich.cells import cell_len
 
 from genlab.cli.comparison.compared import Comparison
 from genlab.cli.comparison.entries import Entry, summarise
+from genlab.cli.comparison.numbers import time_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +127,8 @@ def _panel(
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     found = [(entry, made) for entry in entries if (made := series(entry, name, x)) is not None]
-    unit, unit_name = _time_unit([made.x[-1] for _, made in found]) if x == "time" else (1.0, "")
+    longest = max((made.x[-1] for _, made in found), default=0.0)
+    unit, unit_name = time_unit(longest) if x == "time" else (1.0, "")
     for entry, made in found:
         colour = colours[(entry.number - 1) % len(colours)]
         dash = DASHES[(entry.number - 1) // len(colours) % len(DASHES)]
@@ -167,11 +169,6 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _time_unit(ends: Sequence[float]) -> tuple[float, str]:
-    longest = max(ends, default=0.0)
-    return next(((u, n) for u, n in ((3600.0, "hours"), (60.0, "minutes")) if longest >= 2 * u), (1.0, "seconds"))
 
 
 def _fonts() -> list[str]:

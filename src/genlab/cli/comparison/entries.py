@@ -67,23 +67,23 @@ class Cell:
     """A value of an entry.
 
     Attributes:
-        values: of each run, None where it has none.
         mean, sd: over the runs that have it; sd is the sample standard deviation (n - 1), None for n = 1.
         n: runs that have it.
         averaged: False where the runs' protocols differ: then there is no mean.
+        values: of each run, None where it has none.
         floor: real data measured the same way.
-        missing: why there is no value.
         mark: '' or what says that protocols differ, for example '!a'.
+        missing: why there is no value.
     """
 
-    values: list[float | None]
     mean: float | None
     sd: float | None
     n: int
-    averaged: bool = True
-    floor: float | None = None
-    missing: str = ""
+    averaged: bool
+    values: list[float | None]
+    floor: float | None
     mark: str = ""
+    missing: str = ""
 
 
 def make_entries(runs: Sequence[Run], grouping: bool) -> tuple[list[Entry], list[str]]:
@@ -136,26 +136,20 @@ def values_of(run: Run) -> dict[str, Value]:
             if name not in found:
                 found[name] = made
                 continue
-            words = [*changes(found[name].facts or decided, decided), *_from(record, found[name].record)]
-            if words or value != found[name].value:
+            first = found[name]
+            own = _origin(first.record or record)
+            words = changes(first.facts or decided, decided)
+            words += [f"{key}={value}" for key, value in _origin(record).items() if value != own[key]]
+            if words or value != first.value:
                 found[f"{name} [{', '.join(words) or record.file}]"] = made
     return found
 
 
-def _from(record: Record, own: Record | None) -> list[str]:
-    """Another seed or checkpoint, in words."""
-    words: list[str] = []
-    if own is None:
-        return words
-    checkpoints, seeds = [], []
-    for data in (record.data, own.data):
-        checkpoints.append(str(mapping(data.get("context")).get("checkpoint") or "last.ckpt").removesuffix(".ckpt"))
-        seeds.append(mapping(mapping(data.get("generated")).get("seeds")).get("seed"))
-    if checkpoints[0] != checkpoints[1]:
-        words.append(f"checkpoint={one_line(checkpoints[0])}")
-    if seeds[0] != seeds[1]:
-        words.append(f"seed={shown(seeds[0])}")
-    return words
+def _origin(record: Record) -> dict[str, str]:
+    """The checkpoint and the seed of a record's values, in words."""
+    checkpoint = str(mapping(record.data.get("context")).get("checkpoint") or "last.ckpt").removesuffix(".ckpt")
+    seed = mapping(mapping(record.data.get("generated")).get("seeds")).get("seed")
+    return {"checkpoint": one_line(checkpoint), "seed": shown(seed)}
 
 
 def finite(value: Any) -> float | None:
@@ -182,12 +176,5 @@ def cell(values: Sequence[Value | None]) -> Cell:
     mean, sd, n = summarise(numbers)
     floors = {value.floor for value in there}
     missing = "; ".join(dict.fromkeys(value.missing for value in values if value and value.missing))
-    return Cell(
-        numbers,
-        mean if averaged else None,
-        sd if averaged else None,
-        n,
-        averaged,
-        floors.pop() if len(floors) == 1 else None,
-        missing,
-    )
+    floor = floors.pop() if len(floors) == 1 else None
+    return Cell(mean if averaged else None, sd if averaged else None, n, averaged, numbers, floor, missing=missing)

@@ -39,10 +39,17 @@ def duration(seconds: float | None, sd: float | None = None) -> str:
     """Seconds, minutes or hours, whichever reads best."""
     if seconds is None:
         return NONE
-    unit, name = next(((u, n) for u, n in ((3600.0, "h"), (60.0, "min")) if seconds >= 2 * u), (1.0, "s"))
+    unit, name = time_unit(seconds)
+    short = {"hours": "h", "minutes": "min", "seconds": "s"}[name]
     if sd is None:
-        return f"{seconds / unit:.3g} {name}"
-    return f"{mean_sd(seconds / unit, sd / unit)} {name}"
+        return f"{seconds / unit:.3g} {short}"
+    return f"{mean_sd(seconds / unit, sd / unit)} {short}"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds of the unit in which a time reads best, and its name."""
+    units = ((3600.0, "hours"), (60.0, "minutes"))
+    return next(((unit, name) for unit, name in units if seconds >= 2 * unit), (1.0, "seconds"))
 
 
 def shown(value: Any) -> str:

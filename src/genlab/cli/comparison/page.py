@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 
 from genlab.cli.comparison.compared import Comparison
-from genlab.cli.comparison.entries import Cell, Entry
+from genlab.cli.comparison.entries import Entry
 from genlab.cli.comparison.numbers import number
 from genlab.cli.comparison.read import Run
 from genlab.cli.comparison.text import grid, members
@@ -53,7 +53,7 @@ def page(made: Comparison, title: str, light: bytes | None, dark: bytes | None) 
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="dim">{escape(_summary(made))}</p>']
     if made.warnings:
         parts.append(f'<div class="warn"><strong>Warnings</strong>{_list(made.warnings)}{_legend(made)}</div>')
-    parts += ["<h2>Values</h2>", _table(made), *(_group(entry, made) for entry in made.entries if entry.grouped)]
+    parts += ["<h2>Values</h2>", _values(made), *(_group(entry, made) for entry in made.entries if entry.grouped)]
     if light:
         parts += ["<h2>Curves</h2>", _curves(light, dark)]
     pictured = [(entry, [run for run in entry.runs if run.pictures is not None]) for entry in made.entries]
@@ -97,44 +97,40 @@ def _list(texts: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def _table(made: Comparison) -> str:
+def _values(made: Comparison) -> str:
     table = grid(made)
     marked = {  # (row, column) of the grid with entries as rows
-        (i, table.head.index(name)): cell
+        (i, table.head.index(name))
         for name in made.columns
         for i, cell in enumerate(made.cells[name])
         if cell is not None and cell.mark
     }
-    across = len(made.entries) <= ACROSS
-    turned = table.transposed() if across else table
+    if len(made.entries) > ACROSS:
+        return _table(table.head, table.rows, marked)
+    turned = table.transposed()
+    return _table(turned.head, turned.rows, {(column - 1, row + 1) for row, column in marked})
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Collection[tuple[int, int]] = ()) -> str:
+    """A table whose first column names its rows."""
     body = []
-    for i, row in enumerate(turned.rows):
-        cells = [f'<th scope="row">{escape(row[0])}</th>']
-        for j, text in enumerate(row[1:]):
-            place = (j, i + 1) if across else (i, j + 1)
-            cells.append(_cell(text, marked.get(place)))
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in turned.head)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    for i, row in enumerate(rows):
+        cells = "".join(_cell(text, (i, j) in marked) for j, text in enumerate(row[1:], 1))
+        body.append(f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>')
+    names = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
+    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def _cell(text: str, cell: Cell | None) -> str:
-    kinds = [*(["marked"] if cell else []), *(["long"] if len(text) > 28 else [])]
+def _cell(text: str, marked: bool) -> str:
+    kinds = [*(["marked"] if marked else []), *(["long"] if len(text) > 28 else [])]
     attribute = f' class="{" ".join(kinds)}"' if kinds else ""
-    title = ' title="does not compare as it stands: see the warnings"' if cell else ""
+    title = ' title="does not compare as it stands: see the warnings"' if marked else ""
     return f"<td{attribute}{title}>{escape(text)}</td>"
 
 
 def _group(entry: Entry, made: Comparison) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("run", "seed", *made.columns))
-    rows = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(text)}</td>" for text in row[1:]) + "</tr>"
-        for row in members(entry, made)
-    )
-    return (
-        f"<details><summary>{escape(entry.label)}: each run</summary>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
-    )
+    table = _table(["run", "seed", *made.columns], members(entry, made))
+    return f"<details><summary>{escape(entry.label)}: each run</summary>{table}</details>"
 
 
 def _curves(light: bytes, dark: bytes | None) -> str:

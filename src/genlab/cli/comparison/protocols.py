@@ -10,13 +10,13 @@ incidental: machine, dtype, ranks, chunks, other libraries. They move the last d
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from genlab.cli.comparison.differences import ABSENT, TARGET, differences, same
 from genlab.cli.comparison.numbers import shown
-from genlab.cli.old_protocol import record_in_new_form
+from genlab.cli.old_forms import record_in_new_form
 from genlab.runs.keys import LOSS_NEUTRAL, without
 
 # Fields of the protocol that another part of the record states as it was in fact.
@@ -31,7 +31,7 @@ RESULTS = ("standard_error",)  # of the reference part: measured, not chosen
 COMPUTING = ("batch", "dtype", "tf32", "autocast")  # of the extractor, and of a metric that calls the model
 TIMES = ("seconds", "per_second")
 PACKAGE = "torch-fidelity"
-Owner = TypeVar("Owner")
+Owner = tuple[int, str]  # an entry's number and a run's seed
 SPLIT = re.compile(r"_(train|val|test)\d*k?(\.proxy)?$")  # see evaluation.protocol: names of values with a reference
 
 
@@ -100,17 +100,39 @@ def loss_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, "data": left["data"]}
 
 
-def described(nodes: Sequence[Any], owners: Sequence[Owner], joined: Callable[[list[Owner]], str]) -> list[str]:
+def described(nodes: Sequence[Any], owners: Sequence[Owner]) -> list[str]:
     """Each field that differs with all its values and whose they are: 'nfe: 20 (1), 40 (2, 3)'."""
     lines = []
     for key, values in differences(nodes).items():
         by_value: dict[str, list[Owner]] = {}
         for value, owner in zip(values, owners, strict=True):
-            names = by_value.setdefault(_value(value), [])
-            if owner not in names:
-                names.append(owner)
-        lines.append(f"{key}: " + ", ".join(f"{value} ({joined(names)})" for value, names in by_value.items()))
+            by_value.setdefault(_value(value), []).append(owner)
+        lines.append(f"{key}: " + ", ".join(f"{value} ({_named(some, owners)})" for value, some in by_value.items()))
     return lines
+
+
+def _named(some: Sequence[Owner], owners: Sequence[Owner]) -> str:
+    """Owners in words: '1-3, 5'; only some runs of a group: '4 [seeds 0, 2]'."""
+    words: list[str] = []
+    whole: list[int] = []
+    for number in dict.fromkeys(number for number, _ in some):
+        seeds = list(dict.fromkeys(seed for n, seed in some if n == number))
+        if len(seeds) == len({owner for owner in owners if owner[0] == number}):
+            whole.append(number)
+        else:
+            words.append(f"{number} [seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}]")
+    return ", ".join([ranges(whole), *words] if whole else words)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 5] -> '1-3, 5'."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _value(value: Any) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from genlab.cli.old_targets import modern
+from genlab.cli.old_forms import modern
 from genlab.cli.problem import one_line
 from genlab.cli.stored import refuse_bombs
 from genlab.errors import ConfigError
+from genlab.files import read_json
 from genlab.runs.directory import RunDirectory
 
 WHILE_TRAINING = re.compile(r"-\d{9}$")  # records of EvaluateWhileTraining; their values are rows of metrics.jsonl
@@ -101,6 +102,14 @@ class Run:
                 before = row["samples"]
         return seen / seconds if seconds else None
 
+    def measured(self, name: str, floor: bool = False) -> float | None:
+        """A value of the run's own metric records; with `floor`, what real data has under the same protocol."""
+        for record in self.records:
+            source = (record.data.get("floor") or {}) if floor else record.data
+            if record.own and (value := source.get("values", {}).get(name)) is not None:
+                return float(value)
+        return None
+
 
 def is_run(path: Path) -> bool:
     """Whether a folder is, or is left of, a run directory."""
@@ -125,7 +134,6 @@ def read_run(path: Path) -> Run:
 
 def _state(directory: RunDirectory, run: Run) -> None:
     status, there = directory.status(), (directory.path / "status.json").exists()
-    status = status if isinstance(status, dict) else {}
     counts = [status.get("samples"), *(row["samples"] for row in run.rows)]
     seen = [int(count) for count in counts if isinstance(count, int | float) and not isinstance(count, bool)]
     run.samples = max(seen, default=None)
@@ -216,18 +224,12 @@ def _records(folder: Path, faults: list[str]) -> Iterator[Record]:
     found = []
     for path in [*sorted((folder / "evaluation").glob("*.json")), *sorted(folder.glob("*.json"))]:
         inside = path.relative_to(folder).as_posix()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            if path.parent != folder:
-                faults.append(f"{one_line(inside)}: not readable JSON")
-            continue
-        if not (isinstance(data, dict) and isinstance(data.get("values"), dict) and data.get("protocol")):
-            if path.parent != folder:
-                faults.append(f"{one_line(inside)}: not a metric record")
-            continue
-        if not WHILE_TRAINING.search(path.stem):
+        data = read_json(path)
+        whole = isinstance(data, dict) and isinstance(data.get("values"), dict) and data.get("protocol")
+        if whole and not WHILE_TRAINING.search(path.stem):
             found.append(Record(inside, path.stem == data.get("name"), data))
+        elif not whole and path.parent != folder:
+            faults.append(f"{one_line(inside)}: not {'readable JSON' if data is None else 'a metric record'}")
     yield from sorted(found, key=lambda record: (not record.own, str(record.data.get("date")), record.file))
 
 

@@ -50,13 +50,13 @@ def words(cell: Cell | None, entry: Entry, floor: str | None = None) -> str:
     """'1.59', '1.59 ± 0.12', with n where it is not the whole group, the floor where it is asked for, and the mark."""
     if cell is None:
         return NONE
-    parts = [
-        "missing" if cell.missing and not cell.n else mean_sd(cell.mean, cell.sd) if cell.mean is not None else NONE
-    ]
     if not cell.averaged:
         parts = ["not averaged"]
-    elif entry.grouped and 0 < cell.n < len(entry.runs):
-        parts.append(f"(n={cell.n})")
+    elif cell.mean is None:
+        parts = ["missing" if cell.missing else NONE]
+    else:
+        parts = [mean_sd(cell.mean, cell.sd)]
+        parts += [f"(n={cell.n})"] if cell.n < len(entry.runs) else []
     if floor and cell.floor is not None:
         parts.append(f"({floor} {number(cell.floor)})")
     return " ".join([*parts, *([cell.mark] if cell.mark else [])])
@@ -69,14 +69,11 @@ def lines(made: Comparison, width: int = 120) -> list[str]:
     best = min(layouts, key=lambda parts: (len(parts), sum(map(len, parts))))
     found = [line for i, part in enumerate(best) for line in ([""] if i else []) + part]
     if len(made.overrides) > KEYS:
-        found += [
-            "",
-            *_wrapped(f"other keys that differ: {', '.join([*made.overrides][KEYS:])} (see compare.html)", width),
-        ]
+        others = ", ".join([*made.overrides][KEYS:])
+        found += ["", *_wrapped(f"other keys that differ: {others} (see compare.html)", width)]
     groups = [entry for entry in made.entries if entry.grouped]
     if groups:
-        found.append("")
-        found += _wrapped("mean ± sample standard deviation over seeds (n - 1); n is the number of runs", width)
+        found += ["", *_wrapped("mean ± sample standard deviation over seeds (n - 1); n is the number of runs", width)]
         for entry in groups:
             found += _wrapped(f"{entry.label}: seeds {entry.seeds}: {', '.join(r.name for r in entry.runs)}", width)
     if made.warnings:
@@ -135,11 +132,8 @@ def _cut(text: str, width: int) -> str:
 
 def members(entry: Entry, made: Comparison) -> Sequence[Sequence[str]]:
     """The runs of a group, a row each: name, seed, and the value of each column."""
+    cells = [made.cells[name][entry.number - 1] for name in made.columns]
     return [
-        [run.name, str(run.seed), *(_member(made.cells[name][entry.number - 1], j) for name in made.columns)]
+        [run.name, str(run.seed), *(NONE if cell is None else number(cell.values[j]) for cell in cells)]
         for j, run in enumerate(entry.runs)
     ]
-
-
-def _member(cell: Cell | None, place: int) -> str:
-    return NONE if cell is None else number(cell.values[place])

@@ -1,19 +1,27 @@
-"""Protocols in the form that they had before metrics were objects: configs and records in it read as the new form.
+"""Stored configurations and records read as of today: classes of data before a text was one class, protocols before
+metrics were objects.
 
-Old: `metrics: [fid, kid]`, and the settings of all metrics side by side (`kid_subsets: 100`). New: `metrics: {fid:
-{_target_: ...FID}, kid: {_target_: ...KID, subsets: 100}}`, and what feature metrics share under `extractor`. The
-tables below are history: no new metric is added to them. No torch is imported, as configs are checked without it.
+Protocols had `metrics: [fid, kid]`, and the settings of all metrics side by side (`kid_subsets: 100`). Now they have
+`metrics: {fid: {_target_: ...FID}, kid: {_target_: ...KID, subsets: 100}}`, and what feature metrics share under
+`extractor`. Nothing new is added to these tables. No torch is imported, as configs are checked without it.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from genlab.cli.signature import Definition, find, signature
+from genlab.cli.signature import defaults
 
+TEXT = "genlab.data.text.Text"
+# Old target: arguments that have another name now, and those that say which rule it was.
+OLD: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "genlab.data.text.CharacterText": ({}, {"split": "share", "tokenizer": "characters"}),
+    "genlab.data.text.TokenizedText": ({"tokenizer": "vocabulary"}, {"split": "share", "tokenizer": "characters"}),
+    "genlab.data.words.WordText": ({}, {"split": "files", "tokenizer": "words"}),
+    "genlab.data.corpus.Corpus": ({}, {"split": "documents"}),
+    "genlab.data.corpus.PythonLibrary": ({}, {"split": "documents", "path": "python:stdlib"}),
+}
 PROTOCOL = "genlab.evaluation.protocol.Protocol"
 # Old name: class, and how the values of other names begin that it gave.
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -143,17 +151,17 @@ def new_keys(key: str, known: Collection[str] = ()) -> list[str]:
     return [name for name in new if name.rpartition(".")[0] in known] or new
 
 
-@functools.cache
-def defaults(target: Any) -> dict[str, Any]:
-    """Arguments of a class that have literal defaults, read from its source."""
-    found = find(target) if isinstance(target, str) and "." in target else None
-    if not isinstance(found, Definition):
-        return {}
-    values = {}
-    for name, parameter in signature(found).parameters.items():
-        try:
-            value = ast.literal_eval(parameter.default) if parameter.default is not None else None
-        except ValueError:
-            continue
-        values[name] = list(value) if isinstance(value, tuple) else value
-    return values
+def successor(target: str) -> str:
+    """What stands in the place of an old target, for whoever still writes it; "" of another."""
+    names, rule = OLD.get(target, ({}, {}))
+    changes = [f"{key}: {value}" for key, value in rule.items()] + [f"{new} for {old}" for old, new in names.items()]
+    return f"{TEXT} with {', '.join(changes)}" if target in OLD else ""
+
+
+def modern(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration, plain containers, whose data has its target of today; another comes back as it is."""
+    data = config.get("data")
+    if not isinstance(data, Mapping) or not isinstance(target := data.get("_target_"), str) or target not in OLD:
+        return dict(config)
+    names, rule = OLD[target]
+    return {**config, "data": {**{names.get(k, k): v for k, v in data.items()}, **rule, "_target_": TEXT}}
