@@ -168,6 +168,11 @@ def test_every_checkpoint_and_foreign_samples_are_evaluated(shell: Shell) -> Non
     assert {name for name, _, _ in told} == {"last.ckpt", "previous.ckpt"}
     assert seen["last.ckpt"] > seen["previous.ckpt"]
     assert [weights for _, weights, _ in told] == ["ema", "raw"] * 2
+    other = make_images(shell.folder / "other.npz", [1, 28, 28], count=200)
+    shell("evaluate.py", f"run={run.path.name}", *protocol, "data=npz", f"data.path={other}", "data.shape=[1,28,28]",
+          "data.num_classes=10", "data.name=other")  # fmt: skip
+    (path,) = (run.path / "evaluation").glob("fid_32*-data-*.json")
+    assert json.loads(path.read_text())["reference"]["data"] == "other", "beside the record of the run's own data"
     shell("sample.py", f"run={run.path.name}", "n=32", "seed=0", "out=made")
     (shell.folder / "made" / "grid.png").unlink()
     output = shell("evaluate.py", "samples=made", "reference=images.npz", *protocol[:2])

@@ -76,6 +76,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
         data, protocol = _reference(config.reference, protocol)
     # Another sampler, checkpoint or seed is another number: it must not replace the run's own record.
     names = {
+        "data": config.get("data") is not None and loaded.config.get("data") is not None,
         "sampler": sampler is not None,
         loaded.weights: loaded.weights != "ema",
         checkpoint: checkpoint != "last",
@@ -105,8 +106,12 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
 
 
 def _data(config: DictConfig, loaded: LoadedRun) -> Any:
-    """The run's data; of a pretrained folder, which has none, that of the command line."""
-    if loaded.config.get("data") is not None or config.get("data") is None:
+    """The data of the command line, or the run's own.
+
+    Raises:
+        ConfigError: a pretrained folder has none; other data of another vocabulary.
+    """
+    if config.get("data") is None:
         return loaded.data()
     data = ready_data(config)
     check_vocabulary(data.tokenizer, loaded.directory.path)
