@@ -17,6 +17,7 @@ from genlab.cli.comparison.find import find_runs
 from genlab.cli.comparison.read import Run, read_run
 from genlab.cli.compose import compose_config
 from genlab.cli.signature import defaults
+from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError
 from genlab.files import read_json, write_bytes
 from genlab.runs.keys import RECIPE, RECIPE_NEUTRAL, RECIPE_SCHEDULE, without
@@ -102,8 +103,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def same_runs(config: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
     """The runs of this configuration, whatever their seed, devices and length; of one name the last."""
 
+    by_hand = ("data.path",) if config["data"].get("name") not in DATASETS else ()  # not fetched: it lies anywhere
+
     def kept(whole: Mapping[str, Any]) -> dict[str, Any]:
-        nodes = _functions(without({node: whole.get(node) for node in RECIPE}, RECIPE_NEUTRAL))
+        nodes = _functions(without({node: whole.get(node) for node in RECIPE}, (*RECIPE_NEUTRAL, *by_hand)))
         return {**nodes, **{key: (whole.get("schedule") or {}).get(key) for key in RECIPE_SCHEDULE}}
 
     wanted = kept(config)
