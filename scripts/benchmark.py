@@ -35,15 +35,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 
-def clock(function: Callable[[], Any], repeats: int) -> list[float]:
+def clock(function: Callable[[], Any], repeats: int, now: Callable[[], float] = time.perf_counter) -> list[float]:
     """Seconds of each of `repeats` calls, after one that is not counted."""
-    function()
     seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
+    for _ in range(repeats + 1):
+        began = now()
         function()
-        seconds.append(time.perf_counter() - began)
-    return seconds
+        seconds.append(now() - began)
+    return seconds[1:]
 
 
 def summary(ratios: list[float]) -> dict[str, float]:
@@ -81,6 +80,7 @@ def noise_share(repeats: int) -> dict[str, Any]:
     from genlab.noise import Stream
 
     device = choose_device()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     result: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads()}
     with torch.no_grad():
         for chosen, rows in (("model=ddpm", 16), ("experiment=ddpm_cifar10", 256 if device.type == "cuda" else 4)):
@@ -93,11 +93,11 @@ def noise_share(repeats: int) -> dict[str, Any]:
 
             def step(model: Any = model, x: Any = x, t: Any = t, label: Any = label) -> None:
                 model(x, t, label)
-                wait(device)
+                wait()
 
             def draw(seeds: Any = seeds, model: Any = model) -> None:
                 noise.normal(seeds, (Stream.STEP, 0), model.shape)
-                wait(device)
+                wait()
 
             pairs = [(clock(draw, 1)[0], clock(step, 1)[0]) for _ in range(repeats)]
             result[f"{chosen}, {rows} images"] = summary([a / b for a, b in pairs])
@@ -145,27 +145,11 @@ def kernels(repeats: int) -> dict[str, Any]:
         cases[f"keyed noise {rows} x {n} over torch.randn"] = draw, functools.partial(torch.randn, rows, n), calls
     result: dict[str, Any] = {}
     for name, (ours, theirs, calls) in cases.items():
-        pairs = [(cpu_seconds(ours, calls), cpu_seconds(theirs, calls)) for _ in range(repeats)]
+        both = [[clock(each, calls, time.process_time) for each in (ours, theirs)] for _ in range(repeats)]
+        pairs = [(statistics.mean(a), statistics.mean(b)) for a, b in both]
         milliseconds = 1e3 * statistics.median(a for a, _ in pairs)
         result[name] = summary([a / b for a, b in pairs]) | {"milliseconds": milliseconds}
     return result
-
-
-def cpu_seconds(function: Callable[[], Any], calls: int) -> float:
-    """CPU time of one of `calls` calls, after one that is not counted."""
-    function()
-    began = time.process_time()
-    for _ in range(calls):
-        function()
-    return (time.process_time() - began) / calls
-
-
-def wait(device: Any) -> None:
-    """Until the device has done its work."""
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
 
 
 def inception(repeats: int) -> dict[str, Any]:
@@ -292,9 +276,7 @@ def protection(repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             config = compose_config(ROOT / "conf", "train", ["model=ddpm", "evaluation=none", "logger=none"])
-            saves = config.schedule.save_every
-            changes = {"max_samples": 2 * saves, "eval_every": 0}
-            config.schedule.update(changes)
+            config.schedule.update({"max_samples": 2 * config.schedule.save_every, "eval_every": 0})
             config.callbacks.samples.count = config.callbacks.final.count = 0
             config.trainer.enable_progress_bar = False
             config.update({"runs_dir": folder, "name": "protection"})

@@ -1,11 +1,7 @@
 #!/usr/bin/env python
 """Sets runs side by side: python scripts/compare.py RUN... [--metrics GLOB] [--x time] [--no-group] [--out FOLDER]"""
 
-from __future__ import annotations
-
-import sys
-
 from genlab.cli.compare import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 from genlab.data.prepare import Preparation, prepare, readable
@@ -38,18 +39,8 @@ def main() -> int:
     args = parser.parse_args()
     start = time.monotonic()
     try:
-        preparation = Preparation(
-            normalise=not args.as_it_is,
-            min_chars=args.min_chars,
-            max_chars=args.max_chars,
-            scripts=scripts_of(args.script),
-            near_duplicates=args.near_duplicates,
-            threshold=args.threshold,
-            shingle=args.shingle,
-            val_fraction=args.val_fraction,
-            test_fraction=args.test_fraction,
-            seed=args.seed,
-        )
+        options = {field.name: vars(args)[field.name] for field in fields(Preparation) if field.name in args}
+        preparation = Preparation(**options, normalise=not args.as_it_is, scripts=scripts_of(args.script))
         suffixes = args.suffix or [".txt"]
         report = prepare(args.source, args.target, preparation, suffixes, args.exclude, args.text_field)
     except GenlabError as error:

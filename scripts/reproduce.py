@@ -1,11 +1,7 @@
 #!/usr/bin/env python
 """Published numbers beside ours: python scripts/reproduce.py [EXPERIMENT ...] [--train] [--seeds 0,1,2]"""
 
-from __future__ import annotations
-
-import sys
-
 from genlab.cli.reproduce import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Stores what a finished run has shown in docs/results: python scripts/store_record.py RUN [RUN ...] [--to FOLDER]
+[--without-texts]
 
 Configuration, environment, metrics, metric records, final pictures, the first texts of each table in the order of their
 seeds; no checkpoints, no curves (compare.py draws them), no proxies of validations (their values are in metrics.jsonl).
-The paths of this machine are left out.
+The paths of this machine are left out; with --without-texts also all texts, where the data may not be handed on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TEXTS = 20  # of a table of generated ones
 CHARACTERS = 400  # of a text in such a table
 SAMPLES = 3000  # characters of final.txt
 PICTURES = ("final.png", "reconstructions.png")
+WITH_TEXTS = ("attention.png", "interpolation.txt", "reconstructions.txt")
 
 
 def main() -> int:
@@ -32,17 +34,18 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", help="path, folder name, or last")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where names are looked up")
     parser.add_argument("--to", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "results")
+    parser.add_argument("--without-texts", action="store_true", help="for data that may not be handed on")
     options = parser.parse_args()
     try:
         for name in options.runs:
-            store(find_run(name, options.runs_dir).path.resolve(), options.to)
+            store(find_run(name, options.runs_dir).path.resolve(), options.to, not options.without_texts)
     except ConfigError as error:
         print(f"genlab: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def store(run: Path, to: Path) -> None:
+def store(run: Path, to: Path, with_texts: bool = True) -> None:
     """Copies the record of one run to `to`/NAME.
 
     Raises:
@@ -57,12 +60,15 @@ def store(run: Path, to: Path) -> None:
     runs_dir = run.parent.parent
     for path in texts:
         text = without_paths(path.read_text(encoding="utf-8").replace(str(runs_dir), "runs"))
-        write_bytes(target / path.name, text.encode())
         if path.parent.name == "evaluation" and "table" in (record := json.loads(text)):
-            write_first(path.with_name(record["table"]["file"] + ".jsonl"), target, record)
-    if (final := run / "samples" / "final.txt").exists():
+            if with_texts:
+                write_first(path.with_name(record["table"]["file"] + ".jsonl"), target, record)
+            else:
+                text = json.dumps({k: v for k, v in record.items() if k not in ("examples", "table")}, indent=1)
+        write_bytes(target / path.name, text.encode())
+    if with_texts and (final := run / "samples" / "final.txt").exists():
         write_bytes(target / final.name, final.read_text(encoding="utf-8")[:SAMPLES].encode())
-    for picture in PICTURES:
+    for picture in (*PICTURES, *(WITH_TEXTS if with_texts else ())):
         if (run / "samples" / picture).exists():
             shutil.copy(run / "samples" / picture, target / picture)
     print(target)

@@ -133,7 +133,8 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
         own = config.model.network.get("path") is not None
         return ["data=pairs", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
                 "data.val_fraction=0.3", "data.test_fraction=0.1",
-                *([f"model.network.path={make_pretrained_pairs(folder / 'pretrained')}"] if own else [])]  # fmt: skip
+                *([f"model.network.path={make_pretrained_pairs(folder / 'pretrained')}", "model.prefix=abc"]
+                  if own else [])]  # fmt: skip
     pretrained = config.model.get("network", {}).get("path")
     size = 65 if pretrained is not None else min(data.vocab_size, 200)
     path = make_text(folder / "text.txt", size)

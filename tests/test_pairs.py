@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from genlab.cli.condition_values import condition_rows
 from genlab.cli.targets import instantiate
 from genlab.conditions import Source as SourceText
-from genlab.conditions import condition_rows
 from genlab.data.order import Order
 from genlab.data.pairs import Pairs, PairSource
 from genlab.data.text import Text

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from runs import compose_train, log, make_pairs, make_text, new_run, work
 from torch import Tensor
 
 from genlab.data.vocabulary import PAD, train_tokenizer
@@ -183,6 +184,8 @@ def test_bad_sources_are_refused() -> None:
         ours.sample(torch.arange(2))
     with pytest.raises(ConfigError, match=r"a source of 60 tokens, with 1 around it, is beyond model\.context=48"):
         ours.sample(torch.arange(1), {"source": torch.full((1, 60), 5)}, BeamSearch())
+    with pytest.raises(ConfigError, match=r"model\.prefix: character 'Z' \(U\+005A\) at 0 of 'Z' is not in the vocab"):
+        model(prefix="Z").sample(torch.arange(1), {"source": torch.full((1, 6), 5)}, BeamSearch())
 
 
 def test_attention_is_drawn(tmp_path: Path) -> None:
@@ -196,3 +199,18 @@ def test_attention_is_drawn(tmp_path: Path) -> None:
         torch.testing.assert_close(weights.sum(1), torch.ones(len(rows)))
     save_attention(tmp_path / "a.png", [(w, [str(r) for r in rows], [str(c) for c in cs]) for w, rows, cs in maps])
     assert Image.open(tmp_path / "a.png").size[0] > 1000
+
+
+def test_data_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Before training, in one line: plain text for an encoder-decoder, pairs for a language model."""
+    for choice, other, line in (
+        ("model=seq2seq", ("data=text_file", f"data.path={make_text(tmp_path / 'a.txt')}", "data.vocab_size=65"),
+         "data=text_file: its items have no source, only input_ids, labels; Seq2Seq reads source and labels"),
+        ("model=lstm", ("data=pairs", f"data.path={make_pairs(tmp_path / 'a.jsonl')}", "data.tokenizer=characters",
+                        "data.vocab_size=18", "data.val_fraction=0.3", "data.test_fraction=0.1"),
+         "data=pairs: its items have no input_ids, only source, labels; AutoregressiveModel reads input_ids"),
+    ):  # fmt: skip
+        run = new_run(compose_train([choice, *other, "trainer=debug", "logger=none", "evaluation=none",
+                                     f"runs_dir={tmp_path}"]))  # fmt: skip
+        assert work(run) == 2
+        assert line in log(run)

@@ -176,7 +176,7 @@ def curves(metrics_jsonl_path: str | Path, out_png: str | Path) -> bool:
             colour = {"train": "tab:blue", "val": "tab:orange"}.get(side, "tab:green")
             if len(x) > 60:  # noisy: the values pale, their moving mean in front
                 axes.plot(x, y, color=colour, lw=0.7, alpha=0.35)
-                x, y = _smooth(x, y)
+                x, y = (np.convolve(values, np.ones(WINDOW) / WINDOW, "valid") for values in (x, y))
                 side = f"{side}, mean of {WINDOW}"
             label = f"{side}: {y[-1]:.4g}".removeprefix(": ")
             axes.plot(x, y, color=colour, lw=1.5, marker="o" if len(x) <= 30 else None, ms=3, label=label)
@@ -198,12 +198,6 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return FigureCanvasAgg(Figure(figsize=(width, height), dpi=100, layout="constrained")).figure
-
-
-def _smooth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over windows of neighbours, at the windows' middles."""
-    kernel = np.ones(WINDOW) / WINDOW
-    return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
 
 
 def enlargement(height: int, width: int) -> int:

@@ -201,8 +201,6 @@ class Text(Modality):
     def log_panel(self, media: Media, name: str, path: Path, samples: int) -> None:
         if path.suffix != ".txt":  # a picture of attention
             return super().log_panel(media, name, path, samples)
-        if path.suffix != ".txt":  # a picture of texts
-            return super().log_panel(media, name, path, samples)
         rows = [row.split("\n") for row in self.read(path).rstrip("\n").split("\n\n")]
         media.table(name, [str(i) for i in range(len(rows[0]))], rows, samples)
 

@@ -40,7 +40,10 @@ class FrozenPart(Frozen):
         elif "_class_name" in kind:
             network = _of_library("diffusers", str(kind["_class_name"]), folder, path)
         else:
-            network = _of_run(path, weights)
+            from genlab.cli.load import load_run  # a run may have frozen parts itself
+
+            run = find_run(path, Path(os.environ.get("GENLAB_RUNS", "runs")))
+            network = load_run(run.path, weights, device="cpu").model
         for name in part.split(".") if part else ():
             inner = getattr(network, name, None)
             if not isinstance(inner, nn.Module):
@@ -48,12 +51,6 @@ class FrozenPart(Frozen):
                 raise ConfigError(f"{path}: part={part}: {type(network).__name__} has no {name} (it has: {known})")
             network = inner
         super().__init__(network, f"{path}{f':{part}' if part else ''}")
-
-
-def _of_run(path: str, weights: str) -> nn.Module:
-    from genlab.cli.load import load_run  # a run may have frozen parts itself
-
-    return load_run(find_run(path, Path(os.environ.get("GENLAB_RUNS", "runs"))).path, weights, device="cpu").model
 
 
 def _of_library(library: str, name: str, folder: Path, path: str) -> nn.Module:

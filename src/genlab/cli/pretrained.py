@@ -54,10 +54,12 @@ def _seq2seq(folder: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Any], di
     """An encoder-decoder, decoded greedily or by the beams of its generation_config.json (of old folders config.json),
     with transformers' length penalty and its longest text."""
     stated = {**facts, **(read_json(folder / "generation_config.json") or {})}
+    stated = {key: value for key, value in stated.items() if isinstance(value, int | float)}
     limit = stated.get("max_new_tokens") or (stated.get("max_length") or 201) - 1  # its max_length counts the first
     model = {
         "_target_": "genlab.models.seq2seq.Seq2Seq",
         "context": facts.get("max_position_embeddings"),
+        "prefix": facts.get("prefix") or "",
         "length_ratio": 0.0,
         "length_extra": limit,
         "network": {"_target_": "genlab.networks.pretrained.seq2seq_lm", "path": str(folder)},

@@ -89,6 +89,7 @@ def train_session(run: RunDirectory) -> None:
     model.plan = make_plan(config)
     data.prepare_data()  # before the trainer: a wrong file is told before anything else is built
     data.setup("fit")
+    model.check_items(data)
     model.tokenizer = data.tokenizer
     if pretrained := OmegaConf.select(config, "model.network.path"):
         check_vocabulary(data.tokenizer, folder_or_cached(pretrained))

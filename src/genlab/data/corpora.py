@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genlab.data.documents import SCRIPTS
+from genlab.data.documents import SCRIPTS, normalised
 from genlab.errors import DataError
 
 # Of the sdist: Project Gutenberg's texts without its headers. The Sonnets and the poems are among them.
@@ -44,9 +43,8 @@ OTHER, CI = "other", "词"
 
 
 def clean(text: str) -> str:
-    """NFC, every line end a newline, no spaces at the ends of lines, no empty lines at the ends of the text."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
+    """`normalised`, with control characters: what the sha256 of the registry are of."""
+    return normalised(text, controls=True)
 
 
 def is_han(character: str) -> bool:

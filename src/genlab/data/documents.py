@@ -92,11 +92,8 @@ def find_files(root: Path, suffixes: Sequence[str], exclude: Sequence[str] = ())
 
 def fingerprint(root: Path, files: Sequence[Path]) -> list[list[Any]]:
     """[name, bytes, time of change in ns] of each file: what is compared, instead of reading them, at a later start."""
-    found = []
-    for path in files:
-        stat = path.stat()
-        found.append([name_of(root, path), stat.st_size, stat.st_mtime_ns])
-    return found
+    stats = [path.stat() for path in files]
+    return [[name_of(root, path), s.st_size, s.st_mtime_ns] for path, s in zip(files, stats, strict=True)]
 
 
 def name_of(root: Path, path: Path) -> str:
@@ -175,11 +172,11 @@ def _document(record: Any, origin: str, size: int, text_field: str) -> Document:
     return Document(text, origin, len(text.encode()), rest)
 
 
-def normalised(text: str) -> str:
-    """NFC; every line end a newline; without control characters, spaces at the ends of lines, and empty lines at the
-    ends of the text."""
+def normalised(text: str, controls: bool = False) -> str:
+    """NFC; every line end a newline; without control characters (but with `controls`), spaces at the ends of lines, and
+    empty lines at the ends of the text."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _CONTROL.sub("", text)
+    text = text if controls else _CONTROL.sub("", text)
     return "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
 
 
@@ -203,12 +200,6 @@ def script_shares(text: str) -> dict[str, float]:
     return {name: int(count) / total for name, count in zip(SCRIPTS, counts[1:], strict=True)}
 
 
-def has_spaces(text: str) -> bool:
-    """Whether words stand between spaces in the script of most of its letters: not in Chinese, Japanese, Thai."""
-    shares = script_shares(text)
-    return shares["han"] + shares["kana"] + shares["thai"] < 0.5
-
-
 def count_units(texts: Iterable[str]) -> dict[str, int]:
     """Bytes in UTF-8, characters, and words (runs between white space; not of scripts that put none between words)."""
     counts = {"byte": 0, "character": 0, "word": 0}
@@ -218,7 +209,11 @@ def count_units(texts: Iterable[str]) -> dict[str, int]:
         counts["character"] += len(text)
         counts["word"] += len(text.split())
         if spaced + unspaced < 1 << 20:  # the first million characters say which script it is
-            spaced, unspaced = (spaced + len(text), unspaced) if has_spaces(text) else (spaced, unspaced + len(text))
+            shares = script_shares(text)
+            if shares["han"] + shares["kana"] + shares["thai"] < 0.5:
+                spaced += len(text)
+            else:
+                unspaced += len(text)
     if unspaced > spaced:
         del counts["word"]
     return counts

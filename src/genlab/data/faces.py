@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
 import torch
-from torch import Tensor
 
 from genlab.data.archive import unpack
 from genlab.data.fetch import fetch
@@ -75,19 +73,16 @@ class Faces(ImageData):
         self.verify, self.cache_max = verify, cache_max
         self.decode = Decode(self.shape, resize, "center", face)
         self.md5: dict[str, str] = {}  # of the files that were read
+        self.split_note = "official partition"  # how the splits are made, for the manifest
 
     def filter(self) -> dict[str, Any]:
         return self.decode.describe()
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         sources, manifest = super().load()
-        note = "; ".join([self.split_note(), *(f"{name} md5 {md5}" for name, md5 in self.md5.items())])
+        note = "; ".join([self.split_note, *(f"{name} md5 {md5}" for name, md5 in self.md5.items())])
         splits = {k: split | ({"from": note} if split["from"] == "own" else {}) for k, split in manifest.splits.items()}
         return sources, replace(manifest, splits=splits)
-
-    @abstractmethod
-    def split_note(self) -> str:
-        """How the splits were made, for the manifest."""
 
     @abstractmethod
     def items(self) -> tuple[Path, dict[Split, list[str]], dict[str, int]]:
@@ -100,17 +95,15 @@ class Faces(ImageData):
             paths = [folder / name for name in files]
             if absent := next((path for path in paths if not path.is_file()), None):
                 raise DataError(f"{absent}: listed for {split}, but not there; fetch the images again")
-            label: Tensor | None = torch.tensor([labels[name] for name in files]) if labels else None
-            source, sha256 = cached(
-                ImageFiles(paths, label, self.decode, str(folder)), folder, self.name, self.cache_max
-            )
+            label = torch.tensor([labels[name] for name in files]) if labels else None
+            images = ImageFiles(paths, label, self.decode, str(folder))
+            source, sha256 = cached(images, folder, self.name, self.cache_max)
             out[split] = source, sha256 if label is None else digest([sha256, label.tolist()])
         return out
 
     def check(self, path: Path) -> None:
         """Notes the md5 of a file of the set, and refuses another than the official one; read once, then remembered."""
-        stat = path.stat()
-        known = self._store(f"md5-{digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])[:16]}.txt")
+        known = _stored("md5", path).with_suffix(".txt")
         if not known.exists():
             with open(path, "rb") as file:
                 write_bytes(known, hashlib.file_digest(file, "md5").hexdigest().encode())
@@ -122,12 +115,7 @@ class Faces(ImageData):
 
     def unpacked(self, archive: Path) -> Path:
         """The folder of an archive's files, unpacked once into the cache; whole or not at all."""
-        stat = archive.stat()
-        target = self._store(f"{self.name}-{digest([str(archive.resolve()), stat.st_size, stat.st_mtime_ns])[:16]}")
-        return made_once(target, lambda folder: unpack(archive, folder, None, LIMIT))
-
-    def _store(self, name: str) -> Path:
-        return cache_root() / "folders" / name
+        return made_once(_stored(self.name, archive), lambda folder: unpack(archive, folder, None, LIMIT))
 
 
 class CelebA(Faces):
@@ -143,13 +131,7 @@ class CelebA(Faces):
 
     SPLITS: tuple[Split, ...] = ("train", "val", "test")  # 0, 1 and 2 of the partition
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        attribute: str | None = None,
-        **options: Unpack[FaceOptions],
-    ) -> None:
+    def __init__(self, name: str, *, attribute: str | None = None, **options: Unpack[FaceOptions]) -> None:
         super().__init__(name, **options)
         if (attribute is None) != (self.num_classes is None):
             raise ConfigError(
@@ -158,9 +140,6 @@ class CelebA(Faces):
             )
         self.attribute = attribute
 
-    def split_note(self) -> str:
-        return "official partition"
-
     def filter(self) -> dict[str, Any]:
         return super().filter() | ({} if self.attribute is None else {"attribute": self.attribute})
 
@@ -168,29 +147,28 @@ class CelebA(Faces):
         folder = self.path or cache_root() / "celeba"
         archive, images = folder / "img_align_celeba.zip", folder / "img_align_celeba"
         partition, attributes = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
-        lists = [partition] if self.attribute is None else [partition, attributes]
-        there = [path for path in (archive, images) if path.exists()]
-        absent = [path.name for path in ([] if there else [archive]) + [path for path in lists if not path.is_file()]]
-        if absent:
+        packed = archive.exists()
+        files = [archive] if packed or not images.exists() else []
+        files += [partition] if self.attribute is None else [partition, attributes]
+        if absent := [path.name for path in files if not path.is_file()]:
             raise ConfigError(
                 f"{folder}: no {' and no '.join(absent)}; download by hand (Google Drive, from "
                 "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) and set data.path=FOLDER"
             )
-        for path in ([archive] if there[0] == archive else []) + lists:
+        for path in files:
             self.check(path)
         names: dict[Split, list[str]] = {split: [] for split in self.SPLITS}
         for row, line in _rows(partition, 0):
             if len(line) != 2 or line[1] not in ("0", "1", "2"):
-                raise DataError(
-                    f"{partition}, line {row}: expected an image and 0, 1 or 2, got {' '.join(line)[:80]!r}"
-                )
+                words = " ".join(line)[:80]
+                raise DataError(f"{partition}, line {row}: expected an image and 0, 1 or 2, got {words!r}")
             names[self.SPLITS[int(line[1])]].append(line[0])
         if empty := [split for split, files in names.items() if not files]:
             raise DataError(f"{partition}: no image for {empty[0]}")
         labels = {} if self.attribute is None else self._labels(attributes)
         if labels and (missing := next((n for files in names.values() for n in files if n not in labels), None)):
             raise DataError(f"{attributes}: has no line for {missing}, which {partition.name} lists")
-        return (self.unpacked(archive) / images.name if there[0] == archive else images), names, labels
+        return (self.unpacked(archive) / images.name if packed else images), names, labels
 
     def _labels(self, path: Path) -> dict[str, int]:
         """Line 1 has the number of images, line 2 the attributes; then a line an image: its name, -1 or 1 for each."""
@@ -221,19 +199,13 @@ class LFW(Faces):
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        val_people: Annotated[float, "gt 0, lt 1"] = 0.1,
-        **options: Unpack[FaceOptions],
+        self, name: str, *, val_people: Annotated[float, "gt 0, lt 1"] = 0.1, **options: Unpack[FaceOptions]
     ) -> None:
         super().__init__(name, **options)
         if not 0 < val_people < 1:
             raise ConfigError(f"data.val_people={val_people} must lie between 0 and 1")
         self.val_people = val_people
-
-    def split_note(self) -> str:
-        return f"by people: {self.val_people:g} of them, by sha256 of the name, are val"
+        self.split_note = f"by people: {val_people:g} of them, by sha256 of the name, are val"
 
     def items(self) -> tuple[Path, dict[Split, list[str]], dict[str, int]]:
         path = fetch("lfw") / "lfw.tgz" if self.path is None else self.path
@@ -248,9 +220,8 @@ class LFW(Faces):
                 folder = tops[0]
         names: dict[Split, list[str]] = {"train": [], "val": []}
         for photo in sorted(folder.glob("*/*.jpg")):
-            names["val" if held_out(photo.parent.name, self.val_people) else "train"].append(
-                str(photo.relative_to(folder))
-            )
+            split: Split = "val" if held_out(photo.parent.name, self.val_people) else "train"
+            names[split].append(str(photo.relative_to(folder)))
         if empty := [split for split, files in names.items() if not files]:
             raise DataError(f"{path}: 0 photographs PERSON/*.jpg for {empty[0]}")
         return folder, names, {}
@@ -261,7 +232,14 @@ def held_out(person: str, share: float) -> bool:
     return int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) / 2**32 < share
 
 
-def _rows(path: Path, skip: int) -> Sequence[tuple[int, list[str]]]:
+def _stored(kind: str, path: Path) -> Path:
+    """A place in the cache for what is made of a file as it is now."""
+    stat = path.stat()
+    key = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    return cache_root() / "folders" / f"{kind}-{key[:16]}"
+
+
+def _rows(path: Path, skip: int) -> list[tuple[int, list[str]]]:
     """Line number and words of the lines that are not empty, after the first `skip` ones."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -55,9 +55,10 @@ def find(name: str) -> Entry:
     return entry
 
 
-def _interval() -> float:
-    """Seconds between two states of a progress bar: where the output is no terminal each is a line."""
-    return 0.2 if sys.stderr.isatty() else 10.0
+def _bar(words: str, **options: Any) -> Any:
+    """A progress bar of bytes; where the output is no terminal each of its states is a line, so they are rarer."""
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(desc=words, unit="B", unit_scale=True, unit_divisor=1024, mininterval=pause, **options)
 
 
 def present(name: str, root: str | os.PathLike[str] | None = None) -> bool:
@@ -114,13 +115,12 @@ def _missing(entry: Entry, folder: Path) -> list[File]:
         if not path.exists():
             missing.append(file)
             continue
-        size = path.stat().st_size
-        found = f"{size} bytes" if size != file.size else f"sha256 {sha256_of(path)}"
-        expected = f"{file.size} bytes" if size != file.size else f"sha256 {file.sha256}"
+        found, expected = f"{path.stat().st_size} bytes", f"{file.size} bytes"
+        if found == expected:
+            found, expected = f"sha256 {sha256_of(path)}", f"sha256 {file.sha256}"
         if found != expected:
-            raise DataError(
-                f"{path}: {found}, expected {expected}; delete it and run scripts/fetch_data.py {entry.name}"
-            )
+            remedy = f"delete it and run scripts/fetch_data.py {entry.name}"
+            raise DataError(f"{path}: {found}, expected {expected}; {remedy}")
     return missing
 
 
@@ -131,14 +131,10 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
         work = Path(temporary)
         if "{file}" in route.get:
             for file in missing:
-                url = route.get.format(file=file.name)
-                whole = work / _basename(url)
-                os.replace(_download(url, folder, file.size), whole)  # out of the way: wrong bytes are not resumed
-                install(whole, folder / file.name, file)
+                install(_download(route.get.format(file=file.name), folder, work, file.size), folder / file.name, file)
             return
         if route.official:
-            archive = work / _basename(route.get)
-            os.replace(_download(route.get, folder, limit), archive)
+            archive = _download(route.get, folder, work, limit)
         else:
             archive = _package(route.get, work, entry.name, route.sdist_sha256)
         members = {file.name: route.member.format(file=file.name) for file in missing}
@@ -153,10 +149,6 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
             route.builder(unpacked, built)
         for file in missing:
             install(built / file.name if route.build else unpacked / members[file.name], folder / file.name, file)
-
-
-def _basename(url: str) -> str:
-    return Path(urllib.parse.urlparse(url).path).name
 
 
 def _open(request: urllib.request.Request, host: str) -> Any:
@@ -186,30 +178,30 @@ def _open(request: urllib.request.Request, host: str) -> Any:
     return got
 
 
-def _download(url: str, folder: Path, limit: int) -> Path:
-    """Downloads to a .part file in `folder`, going on where an earlier attempt stopped; at most `limit` + 1 MB."""
-    host = urllib.parse.urlparse(url).netloc
-    part = folder / f"{_basename(url)}.{host.replace(':', '_')}.part"  # two mirrors' bytes may differ
+def _download(url: str, folder: Path, work: Path, limit: int) -> Path:
+    """A file in `work`, downloaded to a .part file in `folder`, going on where an earlier attempt stopped; at most
+    `limit` + 1 MB. Once whole it is out of the way, so that wrong bytes are not resumed."""
+    parsed = urllib.parse.urlparse(url)
+    host, whole = parsed.netloc, work / Path(parsed.path).name
+    part = folder / f"{whole.name}.{host.replace(':', '_')}.part"  # two mirrors' bytes may differ
     reason = "no answer"
     for attempt in range(4):
         have = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(
-            url, headers={"User-Agent": "genlab", "Range": f"bytes={have}-"} if have else {}
-        )
+        headers = {"User-Agent": "genlab", "Range": f"bytes={have}-"} if have else {}
         try:
-            with _open(request, host) as response:
+            with _open(urllib.request.Request(url, headers=headers), host) as response:
                 if response.status != 206:
                     have = 0
                 total = have + int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
                 _receive(response, part, have, total, limit + CHUNK)
             if total is None or part.stat().st_size == total:
-                return part
+                return part.replace(whole)
             reason = f"ended after {part.stat().st_size} of {total} bytes"
         except urllib.error.HTTPError as error:
             if error.code != 416:  # 416: nothing left to fetch, or a .part of something else
                 raise Unavailable(f"HTTP {error.code}") from None
             if error.headers["Content-Range"] == f"bytes */{have}":
-                return part
+                return part.replace(whole)
             part.unlink()
         except NETWORK as error:
             reason = str(getattr(error, "reason", error))
@@ -218,18 +210,7 @@ def _download(url: str, folder: Path, limit: int) -> Path:
 
 
 def _receive(response: Any, part: Path, have: int, total: int | None, limit: int) -> None:
-    with (
-        open(part, "ab" if have else "wb") as out,
-        tqdm(
-            desc=part.name.split(".")[0],
-            total=total,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            mininterval=_interval(),
-        ) as bar,
-    ):
+    with open(part, "ab" if have else "wb") as out, _bar(part.name.split(".")[0], total=total, initial=have) as bar:
         while block := response.read1(CHUNK):  # what has come: a break loses nothing of it
             out.write(block)
             bar.update(len(block))
@@ -268,15 +249,9 @@ def _package(spec: str, work: Path, name: str, sdist_sha256: str = "") -> Path:
             if index is None:
                 raise Unavailable(f"apt is not set up for {package} here")
             return index.rename(work / Path(package).name)
-        _client(
-            [
-                ["apt-get", *options, "download", package],
-                ["apt-get", *options, *private, "update"],
-                ["apt-get", *options, *private, "download", package],
-            ],
-            work,
-            name,
-        )
+        apt = ["apt-get", *options]
+        download = ["download", package]
+        _client([[*apt, *download], [*apt, *private, "update"], [*apt, *private, *download]], work, name)
     else:
         raise AssertionError(f"unknown route {spec!r}")
     return _archive_in(work)[0]
@@ -297,13 +272,7 @@ def _client(
         with (
             tempfile.TemporaryFile() as log,
             subprocess.Popen(command, cwd=work, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as child,
-            tqdm(
-                desc=f"{name} ({Path(command[0]).name})",
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                mininterval=_interval(),
-            ) as bar,
+            _bar(f"{name} ({Path(command[0]).name})") as bar,
         ):
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):

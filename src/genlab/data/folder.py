@@ -182,15 +182,14 @@ class ImageFolder(ImageData):
                 f"{folders['train']} has {len(classes)} class folders, data.num_classes is {self.num_classes}; "
                 f"set data.num_classes={len(classes) or 'null'}"
             )
-        return {split: self._part(folder, classes) for split, folder in folders.items()}
-
-    def _part(self, folder: Path, classes: list[str]) -> tuple[Source, str]:
-        paths, labels = list_images(folder, classes)
-        if not paths:
-            raise ConfigError(f"{folder}: holds 0 images ({', '.join(sorted(EXTENSIONS))})")
-        label = torch.tensor(labels, dtype=torch.int64) if classes else None
-        files = ImageFiles(paths, label, self.decode, str(folder))
-        return cached(files, folder, self.name, self.cache_max)
+        out: Parts = {}
+        for split, folder in folders.items():
+            paths, labels = list_images(folder, classes)
+            if not paths:
+                raise ConfigError(f"{folder}: holds 0 images ({', '.join(sorted(EXTENSIONS))})")
+            label = torch.tensor(labels, dtype=torch.int64) if classes else None
+            out[split] = cached(ImageFiles(paths, label, self.decode, str(folder)), folder, self.name, self.cache_max)
+        return out
 
 
 def cached(files: ImageFiles, folder: Path, name: str, cache_max: int) -> tuple[Source, str]:
@@ -255,18 +254,15 @@ def _decode_all(files: ImageFiles, names: Sequence[str], pixels: Path, facts: Pa
     if size > free:
         raise StorageError(f"{pixels.parent}: {free} bytes free, {size} needed for the decoded images; set GENLAB_DATA")
 
-    def one(path: Path) -> tuple[np.ndarray, str]:
-        return files.decode(path), sha256_of(path)
-
     hashes = []
     workers = min(8, os.cpu_count() or 1)  # Pillow decodes and resizes without the interpreter's lock
-    with ThreadPoolExecutor(workers) as pool, replacing(pixels) as temporary, open(temporary, "wb") as out:
-        bar = tqdm(total=len(files), desc=f"decoding {Path(files.origin).name}", unit="image")
-        with bar:
-            for first in range(0, len(files), 512):
-                for image, sha256 in pool.map(one, files.paths[first : first + 512]):
-                    out.write(np.ascontiguousarray(image).tobytes())
-                    hashes.append(sha256)
-                    bar.update()
+    bar = tqdm(total=len(files), desc=f"decoding {Path(files.origin).name}", unit="image")
+    with ThreadPoolExecutor(workers) as pool, replacing(pixels) as temporary, open(temporary, "wb") as out, bar:
+        for first in range(0, len(files), 512):
+            part = files.paths[first : first + 512]
+            for image, sha256 in pool.map(lambda path: (files.decode(path), sha256_of(path)), part):
+                out.write(image.tobytes())
+                hashes.append(sha256)
+                bar.update()
     sha256 = digest(list(zip(names, hashes, strict=True)))
     write_json(facts, {"sha256": sha256, "count": len(files), "folder": files.origin})

@@ -172,14 +172,9 @@ class Npz(ImageData):
         self.path, self.val_path = path, val_path
 
     def parts(self) -> Parts:
-        paths: dict[Split, str] = {"train": self.path}
-        if self.val_path:
-            paths["val"] = self.val_path
-        out: Parts = {}
-        for split, path in paths.items():
-            source = read_npz(Path(path).expanduser(), self.shape)
-            out[split] = source, source.sha256()
-        return out
+        paths: dict[Split, str | None] = {"train": self.path, "val": self.val_path}
+        sources = {split: read_npz(Path(path).expanduser(), self.shape) for split, path in paths.items() if path}
+        return {split: (source, source.sha256()) for split, source in sources.items()}
 
 
 class UserDataset(ImageData):

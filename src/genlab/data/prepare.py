@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from genlab.files import replacing, sha256_of, write_json
 
 REPORT = "report.json"
 SPLITS = ("train", "val", "test")
+Documents = Callable[[], Iterator[tuple[Document, str]]]  # reads them anew, each with its text as it is to be kept
 CAUSES = {
     "not UTF-8": "the bytes are no UTF-8, or half a surrogate pair",
     "empty": "no character but spaces",
@@ -101,23 +102,23 @@ class Preparation:
         return None
 
 
-class _Ledger:
-    """Counts, bytes and the first places by cause."""
+def prepare(source: Path, target: Path, preparation: Preparation, *args: Any, **options: Any) -> dict[str, Any]:
+    """`prepare_into`, whose arguments it takes, but into a folder that is not there and appears whole or not at all.
 
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
+    Raises:
+        ConfigError: likewise, or `target` exists.
+        StorageError: `target` cannot be written.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists; delete it or name another folder")
+    with replacing(target) as folder:
+        folder.mkdir()
+        return prepare_into(source, folder, preparation, *args, **options)
 
-    def add(self, cause: str, document: Document) -> None:
-        row = self.rows.setdefault(cause, {"documents": 0, "bytes": 0, "first": []})
-        row["documents"] += 1
-        row["bytes"] += document.size
-        if len(row["first"]) < 5:
-            row["first"].append(document.origin)
 
-
-def prepare(
+def prepare_into(
     source: Path,
-    target: Path,
+    folder: Path,
     preparation: Preparation,
     suffixes: Sequence[str] = (".txt",),
     exclude: Sequence[str] = (),
@@ -131,7 +132,7 @@ def prepare(
 
     Args:
         source: a folder, a text file, or JSON Lines.
-        target: appears whole or not at all.
+        folder: a folder that is there.
         suffixes: of the files of a folder that are read.
         exclude: names of folders and files that are not.
         text_field: of a JSON Lines record, its text.
@@ -141,65 +142,53 @@ def prepare(
         The report, as in report.json.
 
     Raises:
-        ConfigError: nothing to read, `target` exists, nothing is left.
+        ConfigError: nothing to read, nothing is left.
         DataError: a file or line that cannot be read.
-        StorageError: `target` cannot be written.
     """
-    if target.exists():
-        raise ConfigError(f"{target} exists; delete it or name another folder")
-    with replacing(target) as folder:
-        folder.mkdir()
-        return prepare_into(source, folder, preparation, suffixes, exclude, text_field, facts)
-
-
-def prepare_into(
-    source: Path,
-    folder: Path,
-    preparation: Preparation,
-    suffixes: Sequence[str] = (".txt",),
-    exclude: Sequence[str] = (),
-    text_field: str = "text",
-    facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """As `prepare`, into a folder that is there."""
     files = find_files(source, suffixes, exclude)
-    dropped, read, wanted = _choose(source, files, preparation, text_field)
+    limit = None if preparation.max_chars is None else 4 * preparation.max_chars
+
+    def documents() -> Iterator[tuple[Document, str]]:
+        for document in read_documents(source, files, text_field, limit):
+            text = document.text or ""
+            yield document, normalised(text) if preparation.normalise else text
+
+    dropped, read, wanted = _choose(documents, preparation)
     if not wanted:
-        causes = ", ".join(f"{row['documents']} {cause}" for cause, row in dropped.rows.items())
+        causes = ", ".join(f"{row['documents']} {cause}" for cause, row in dropped.items())
         raise ConfigError(f"{source}: no document is left of {read['documents']} ({causes or 'none found'})")
     report: dict[str, Any] = {
         "version": 1,
         "options": {**preparation.options(), "suffixes": [*suffixes], "exclude": [*exclude], "text_field": text_field},
         "facts": dict(facts or {}),
-        "read": read,
-        "dropped": {cause: dropped.rows[cause] for cause in CAUSES if cause in dropped.rows},
-        "kept": _write(source, files, preparation, text_field, wanted, folder),
+        "read": {"files": len(files), **read},
+        "dropped": {cause: dropped[cause] for cause in CAUSES if cause in dropped},
+        "kept": _write(documents, wanted, folder),
     }
     write_json(folder / REPORT, report)
     return report
 
 
-def _documents(
-    source: Path, files: Sequence[Path], preparation: Preparation, text_field: str
-) -> Iterator[tuple[Document, str]]:
-    limit = None if preparation.max_chars is None else 4 * preparation.max_chars
-    for document in read_documents(source, files, text_field, limit):
-        text = document.text or ""
-        yield document, normalised(text) if preparation.normalise else text
-
-
 def _choose(
-    source: Path, files: Sequence[Path], preparation: Preparation, text_field: str
-) -> tuple[_Ledger, dict[str, int], dict[int, int]]:
-    """First reading: what is dropped, what was read, and place of a document -> number of its split."""
-    dropped, read = _Ledger(), {"files": len(files), "documents": 0, "bytes": 0}
+    documents: Documents, preparation: Preparation
+) -> tuple[dict[str, dict[str, Any]], dict[str, int], dict[int, int]]:
+    """First reading: what is dropped (documents, bytes and the first places by cause), what was read, and place of a
+    document -> number of its split."""
+    dropped: dict[str, dict[str, Any]] = {}
+    read = {"documents": 0, "bytes": 0}
     places: list[int] = []
     candidates: list[Document] = []  # without their texts, sizes after normalisation
     digests: dict[bytes, int] = {}
     lengths: list[int] = []
 
+    def drop(cause: str, document: Document) -> None:
+        row = dropped.setdefault(cause, {"documents": 0, "bytes": 0, "first": []})
+        row["documents"] += 1
+        row["bytes"] += document.size
+        row["first"] += [document.origin] if len(row["first"]) < 5 else []
+
     def texts() -> Iterator[str]:
-        for place, (document, text) in enumerate(_documents(source, files, preparation, text_field)):
+        for place, (document, text) in enumerate(documents()):
             read["documents"] += 1
             read["bytes"] += document.size
             cause = preparation.cause(document, text)
@@ -207,7 +196,7 @@ def _choose(
             if cause is None and digest in digests:
                 cause = "exact duplicate"
             if cause is not None:
-                dropped.add(cause, document)
+                drop(cause, document)
                 continue
             digests[digest] = len(places)
             places.append(place)
@@ -235,7 +224,7 @@ def _choose(
         group.sort(key=lambda i: (-lengths[i], names[i]))
         if preparation.near_duplicates == "drop":
             for i in group[1:]:
-                dropped.add("near duplicate", candidates[i])
+                drop("near duplicate", candidates[i])
             del group[1:]
         keep.append(group)
     split = _split([(min(names[i] for i in g), sum(candidates[i].size for i in g)) for g in keep], preparation)
@@ -264,19 +253,12 @@ def _split(groups: Sequence[tuple[bytes, int]], preparation: Preparation) -> lis
     return out
 
 
-def _write(
-    source: Path,
-    files: Sequence[Path],
-    preparation: Preparation,
-    text_field: str,
-    wanted: Mapping[int, int],
-    folder: Path,
-) -> dict[str, dict[str, Any]]:
+def _write(documents: Documents, wanted: Mapping[int, int], folder: Path) -> dict[str, dict[str, Any]]:
     """Second reading: the documents of each split, in the order of the files; what each split has."""
     kept = {split: {"documents": 0, "bytes": 0, "characters": 0} for split in SPLITS}
     with contextlib.ExitStack() as stack:
         outs = [stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8", newline="\n")) for s in SPLITS]
-        for place, (document, text) in enumerate(_documents(source, files, preparation, text_field)):
+        for place, (document, text) in enumerate(documents()):
             if (which := wanted.get(place)) is None:
                 continue
             record = {"text": text, "source": document.origin, **document.fields}

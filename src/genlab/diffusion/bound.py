@@ -53,10 +53,8 @@ def decoder_term(process: VP, x_0: Tensor, predicted_x_0: Tensor, variance: str 
     std = float(reverse_variance(process, torch.ones(1, dtype=torch.int64), variance).sqrt())
     low = torch.where(x < -0.999, -math.inf, (x - 1 / 255 - mean) / std)
     high = torch.where(x > 0.999, math.inf, (x + 1 / 255 - mean) / std)
-    low, high = (
-        torch.where(low > 0, -high, low),
-        torch.where(low > 0, -low, high),
-    )  # Phi(h) - Phi(l) = Phi(-l) - Phi(-h)
+    upper = low > 0  # Phi(h) - Phi(l) = Phi(-l) - Phi(-h)
+    low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
     log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
     return -_sum(log_high + torch.log1p(-torch.exp(log_low - log_high)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +96,15 @@ class SentenceEncoder:
         return nn.functional.normalize(mean, dim=1).cpu()
 
 
-def embedded(encoder: SentenceEncoder, sentences: Sequence[str], done: Callable[[int], Any] = lambda n: None) -> Tensor:
+def embedded(encoder: SentenceEncoder, sentences: Sequence[str]) -> Tensor:
     """float32 [N, D], shared over the ranks; the same sentences stand in a batch whatever their number, those of like
     length together, as all are padded to the longest."""
     if not sentences:
         return torch.zeros(0, encoder.dimension)
     order = sorted(range(len(sentences)), key=lambda i: (len(sentences[i]), i))
     ordered = [sentences[i] for i in order]
-    rows = sharded(len(order), BATCH, BATCH, lambda a, b: {"of": encoder.encode(ordered[a:b])}, done)
-    found = torch.empty_like(rows["of"])
-    found[torch.tensor(order)] = rows["of"]
-    return found
+    rows = sharded(len(order), BATCH, BATCH, lambda a, b: {"of": encoder.encode(ordered[a:b])})["of"]
+    return rows[torch.tensor(order).argsort()]
 
 
 def neighbouring(embeddings: Tensor, lengths: Sequence[int]) -> tuple[float, int]:

@@ -138,8 +138,17 @@ def _filtered(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _among(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """bool [len(hashes)]: which are among `known`, which is sorted and not empty."""
+    """bool [len(hashes)]: which are among `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(hashes), dtype=bool)
     return known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes
+
+
+def _longer(places: np.ndarray, hashes: np.ndarray, tokens: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places and hashes of n-grams, from those of one token less, where there is one more."""
+    inside = places + n <= len(tokens)
+    places = places[inside]
+    return places, _grown(hashes[inside], tokens[places + n - 1])
 
 
 class _Judged:
@@ -170,30 +179,20 @@ class _Judged:
         """Matches of at least n tokens that begin at `places` of the texts; shorter than `until`."""
         own, other = self.stream.hashes, block.stream.hashes
         places = places[places + n <= len(own)]
-        if not len(places) or len(other) < n:
-            return
-        mine = _ngrams(own, n)[places]
-        theirs = _ngrams(other, n)
+        mine, theirs = _ngrams(own, n)[places], _ngrams(other, n)
         there = _filtered(theirs, np.unique(mine))
         theirs = theirs[there]
-        while len(there) and (until is None or n < until):
+        while n != until:
             order = np.argsort(theirs, kind="stable")
             known = theirs[order]
             kept = _among(mine, known)
             places, mine = places[kept], mine[kept]
             if not len(places):
                 return
-            matched = there[order[np.searchsorted(known, mine)]]
-            self._note(block, places, matched, n)
+            self._note(block, places, there[order[np.searchsorted(known, mine)]], n)
             n += 1
-            kept = places + n <= len(own)
-            places, mine = places[kept], mine[kept]
-            mine = _grown(mine, own[places + n - 1])
-            if not len(places):
-                return
-            kept = there + n <= len(other)
-            there = there[kept]
-            theirs = _grown(theirs[kept], other[there + n - 1])
+            places, mine = _longer(places, mine, own, n)
+            there, theirs = _longer(there, theirs, other, n)
             kept = _among(theirs, np.unique(mine))
             there, theirs = there[kept], theirs[kept]
 

@@ -153,9 +153,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...], str, int | None, bool, Any]] = {
 }
 
 
-def hub_extractor(
-    name: str, batch: int | None, device: torch.device | str, path: str | None = None
-) -> NetworkExtractor:
+def hub_extractor(name: str, batch: int | None, device: torch.device | str, path: str | None) -> NetworkExtractor:
     """ "dinov2": DINOv2's class token after the last layer norm, as in FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675;
     theirs is dinov2-large). Images of any size are resized to 224x224, bicubic and antialiased, and normalised as
     ImageNet's.
@@ -164,9 +162,6 @@ def hub_extractor(
     is resized to the model's size, bicubic and antialiased, and the middle cut out.
 
     Args:
-        name: see load_extractor.
-        batch: see load_extractor.
-        device: see load_extractor.
         path: folder with config.json and model.safetensors of a Dinov2Model, a CLIPModel or its vision part.
 
     Raises:
@@ -216,7 +211,6 @@ def load_extractor(
         CheckpointError: the weights are damaged.
     """
     if name not in EXTRACTORS:
-        raise ConfigError(
-            f"evaluation.extractor={name}: no such extractor (there are: {', '.join(sorted(EXTRACTORS))})"
-        )
+        known = ", ".join(sorted(EXTRACTORS))
+        raise ConfigError(f"evaluation.extractor={name}: no such extractor (there are: {known})")
     return EXTRACTORS[name](name, batch, device, path)

@@ -82,9 +82,8 @@ class ImageEvaluation:
         item = IN_CACHE if split is not None and split.cached() else _timed(judge) / count
         compared = self.real if self.protocol.needs("reference") else None
         seconds, extractor = 0.0, self.extractor
-        if extractor is not None and (
-            waiting := [real for real in (compared, self.other) if real is not None and not real.cached()]
-        ):
+        waiting = [real for real in (compared, self.other) if extractor and real is not None and not real.cached()]
+        if extractor is not None and waiting:
             size = min(extractor.batch, len(waiting[0].ids))
             once = _timed(lambda: extractor.features(waiting[0].batch(0, size)["image"]))
             seconds = once / size * sum(len(real.ids) for real in waiting)
@@ -120,10 +119,7 @@ class ImageEvaluation:
         dimensions = from_first_rank(lambda: rows["features"].shape[1] if "features" in rows else None)
         made = self._group(rows, None if images is None else resized(images, self.resize), judged.items)
         measured = measure(protocol.metrics, made, reference)
-        if drawn and world()[0] == 0:
-            assert picture is not None
-            assert images is not None
-            assert reference.features is not None
+        if picture is not None and drawn and world()[0] == 0:
             self._pairs(picture, images, rows["features"], reference.features)
         smallest = min(judged.n, len(real.ids))
         result: dict[str, Any] = {
@@ -187,7 +183,7 @@ class ImageEvaluation:
             "same_n": len(other.ids) == protocol.n,  # else the floor is lower or higher only for want of items
         }
 
-    def _pairs(self, path: Path, images: Tensor, features: Tensor, reference: Tensor) -> None:
+    def _pairs(self, path: Path, images: Any, features: Tensor, reference: Any) -> None:
         """A picture of the samples that lie closest to a real image, each beside that image."""
         rows, ids, distances = closest_pairs(features, reference, 16)
         real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])

@@ -70,7 +70,7 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     for draw in draws.values():
         used = replace(used, **draw.sampler) if draw.sampler else used
     references = next((draw.references for draw in draws.values() if draw.references is not None), None)
-    name, shown = next(((name, draw.shown) for name, draw in draws.items() if draw.shown is not None), ("", None))
+    name, shown = next(((name, draw.shown) for name, draw in draws.items() if draw.shown is not None), ("prompt", None))
 
     def read(start: int, stop: int) -> Samples:
         condition = {name: rows[start:stop] for name, rows in conditions.items()}
@@ -82,8 +82,8 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
     for draw in draws.values():
         facts |= draw.facts
     facts |= sampling_facts(model, used)
-    items = Items(None, prompts=shown, prompt_name=name or "prompt", references=references, condition=conditions,
-                  modality=model.modality)  # fmt: skip
+    items = Items(None, prompts=shown, prompt_name=name, references=references, condition=conditions)
+    items.modality = model.modality
     return Judged(n, unit, unit * -(-protocol.chunk // unit), read, facts, items)
 
 

@@ -89,17 +89,14 @@ class NetworkExtractor:
         """
         assert images.dtype == torch.uint8, f"expected uint8 [N, C, H, W], got {images.dtype}"
         assert images.ndim == 4, f"expected uint8 [N, C, H, W], got {tuple(images.shape)}"
-        channels, size = images.shape[1], tuple(images.shape[2:])
-        if channels != self.channels and not (channels == 1 and self.channels == 3):
+        channels, height, width = images.shape[1:]
+        takes, other = f"evaluation.extractor={self.name} takes", f"another extractor ({', '.join(sorted(EXTRACTORS))})"
+        if channels not in (self.channels, 1):
+            raise ConfigError(f"{takes} images of {self.channels} channel(s), these have {channels}: choose {other}")
+        if self.size is not None and (height, width) != (self.size, self.size):
             raise ConfigError(
-                f"evaluation.extractor={self.name} takes images of {self.channels} channel(s), these have {channels}: "
-                f"choose another extractor ({', '.join(sorted(EXTRACTORS))})"
-            )
-        if self.size is not None and size != (self.size, self.size):
-            raise ConfigError(
-                f"evaluation.extractor={self.name} takes {self.size}x{self.size} images, these are {size[0]}x{size[1]}:"
-                f" set evaluation.extractor.resize={self.size} or choose another extractor "
-                f"({', '.join(sorted(EXTRACTORS))})"
+                f"{takes} {self.size}x{self.size} images, these are {height}x{width}: "
+                f"set evaluation.extractor.resize={self.size} or choose {other}"
             )
         parts: list[tuple[Tensor, ...]] = []
         with exact_float32(self.device):

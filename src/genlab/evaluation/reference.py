@@ -22,7 +22,7 @@ from genlab.errors import ConfigError, StorageError
 from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.metrics.base import no_split
 from genlab.evaluation.sharding import from_first_rank, sharded, world
-from genlab.files import cache_root, replacing
+from genlab.files import cache_root, read_json, replacing, write_bytes
 from genlab.modality import to_uint8
 
 VERSION = 1  # of the way features are computed and stored: raise it when either changes
@@ -126,12 +126,10 @@ class RealImages:
         items as they are computed.
         """
 
-        extractor = self.extractor
-        assert extractor is not None
-
         def work(start: int, stop: int) -> dict[str, Tensor]:
             rows = self.batch(start, stop)
-            return {**extractor.features(rows.pop("image")), **rows}
+            assert self.extractor is not None
+            return {**self.extractor.features(rows.pop("image")), **rows}
 
         cached = self._load() if world()[0] == 0 else None
         if from_first_rank(lambda: cached is not None):
@@ -168,16 +166,12 @@ class RealImages:
 def cached_json(key: str, compute: Callable[[], Any]) -> Any:
     """The JSON value under `key` in the cache; computed and kept where it is not there. For one rank."""
     path = cache_root() / "reference" / f"{key[:32]}.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["key"] == key:
-            return stored["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there or not whole: computed below
+    stored = read_json(path)
+    if isinstance(stored, dict) and stored.get("key") == key and "value" in stored:
+        return stored["value"]
     value = compute()
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+        write_bytes(path, json.dumps({"key": key, "value": value}).encode())  # with NaN, which write_json refuses
     except StorageError as error:
         warnings.warn(f"a result is not kept: {error}")
     return value

@@ -26,10 +26,8 @@ def world() -> tuple[int, int]:
 
 def lost_rank(error: BaseException) -> bool:
     """Whether a collective failed, as it does where another rank has left: no fault of what was computed."""
-    lost = isinstance(error, dist.DistError) or any(
-        word in str(error) for word in ("gloo/transport", "ncclRemoteError")
-    )
-    return lost and isinstance(error, RuntimeError)
+    said = any(word in str(error) for word in ("gloo/transport", "ncclRemoteError"))
+    return isinstance(error, RuntimeError) and (said or isinstance(error, dist.DistError))
 
 
 def bounds(n: int, unit: int, ranks: int) -> list[int]:
@@ -47,7 +45,8 @@ def sharded(
 ) -> Rows:
     """Runs `work(start, stop)` over this rank's share and gathers the rows of all ranks.
 
-    Every rank must call it. Nothing is padded or repeated but the buffers of the exchange.
+    Every rank must call it. No item is padded or repeated. A rank that has failed says so in the exchange, so that none
+    waits for it.
 
     Args:
         n: number of items, at least 1.
@@ -76,30 +75,20 @@ def sharded(
             done(stop - start)
     except Exception as error:
         failure = error
-    _agree(failure)
-    mine: Rows = {key: _joined([part[key] for part in parts]) for key in (parts[0] if parts else {})}
+    mine = None if failure else {key: _joined([part[key] for part in parts]) for key in (parts[0] if parts else {})}
+    shares: list[Any] = [mine] * ranks
+    if ranks > 1:
+        if on_wait is not None:
+            on_wait()
+        dist.all_gather_object(shares, mine)
+    if failure is not None:
+        raise failure
+    if None in shares:
+        raise RuntimeError(f"rank {shares.index(None)} failed")
     if ranks == 1:
-        return mine
-    # A rank without items learns the shapes from one that has some; the last rank always has.
-    specs: list[Any] = [{k: (v.shape[1:], v.dtype) if isinstance(v, Tensor) else None for k, v in mine.items()}]
-    dist.broadcast_object_list(specs, src=ranks - 1)
-    device = _exchange_device()
-    sizes = [borders[r + 1] - borders[r] for r in range(ranks)]
-    result: Rows = {}
-    for key, spec in specs[0].items():
-        if spec is None:
-            lists: list[Any] = [None] * ranks
-            dist.all_gather_object(lists, mine.get(key, []))
-            result[key] = [item for part in lists for item in part]
-            continue
-        shape, dtype = spec
-        buffer = torch.zeros(max(sizes), *shape, dtype=dtype, device=device)
-        if sizes[rank]:
-            buffer[: sizes[rank]] = mine[key].to(device)
-        gathered = [torch.empty_like(buffer) for _ in range(ranks)]
-        dist.all_gather(gathered, buffer)
-        result[key] = torch.cat([rows[:size].cpu() for rows, size in zip(gathered, sizes, strict=True)])
-    return result
+        return shares[0]
+    # A rank may be without items; the last one never is.
+    return {key: _joined([share[key] for share in shares if share]) for key in shares[-1]}
 
 
 def generate(
@@ -141,28 +130,6 @@ def _joined(parts: list[Any]) -> Tensor | list[str]:
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]
 
 
-def _waits() -> None:
-    if on_wait is not None:
-        on_wait()
-
-
-def _exchange_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def _agree(failure: BaseException | None) -> None:
-    """Before a gather: if a rank has failed, all raise, so that none waits for it."""
-    rank, ranks = world()
-    if ranks > 1:
-        _waits()
-        failed = torch.tensor([rank if failure else ranks], device=_exchange_device())
-        dist.all_reduce(failed, dist.ReduceOp.MIN)
-        if failure is None and int(failed) < ranks:
-            raise RuntimeError(f"rank {int(failed)} failed")
-    if failure is not None:
-        raise failure
-
-
 def from_first_rank(compute: Callable[[], Any]) -> Any:
     """The value that rank 0 computes, on every rank; if it raises, every rank raises.
 
@@ -171,7 +138,8 @@ def from_first_rank(compute: Callable[[], Any]) -> Any:
     rank, ranks = world()
     if ranks == 1:
         return compute()
-    _waits()
+    if on_wait is not None:
+        on_wait()
     box: list[Any] = [None, None]
     if rank == 0:
         try:

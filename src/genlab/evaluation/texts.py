@@ -23,7 +23,7 @@ from genlab.modality import Text
 
 CPU = torch.device("cpu")
 ROWS, SHOWN = 1000, 100  # of the .jsonl; of the .md and of W&B
-TEXTS = ("generated", "reference", "references", "matched", "nearest training text")  # columns shown as paragraphs
+TEXTS = ("generated", "reference", "references", "matched", "nearest training text")  # shown as paragraphs
 CHARACTERS = 2000  # of a cell in the .md and in W&B
 
 
@@ -77,9 +77,7 @@ def item_record(
     ]
     if table is not None:
         title = f"{protocol.name}: {judged.n} texts"
-        record["table"] = from_first_rank(
-            lambda: write_table(table, _rows(items, measured[0]), title, items.prompt_name)
-        )
+        record["table"] = from_first_rank(lambda: write_table(table, _rows(items, measured[0]), title))
     return record
 
 
@@ -140,16 +138,14 @@ def _rows(items: Items, measured: Measured) -> list[dict[str, Any]]:
 # ---- the table for people: STEM.jsonl, STEM.md, and rows for W&B
 
 
-def write_table(
-    stem: Path, rows: Sequence[Mapping[str, Any]], title: str, prompt_name: str = "prompt"
-) -> dict[str, Any]:
+def write_table(stem: Path, rows: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
     """Writes the first rows: as JSON Lines, and as a page to read.
 
     Args:
         stem: path without suffix.
-        rows: columns by name, the same in all; "number" is the text's place among all.
+        rows: columns by name, the same in all; "number" is the text's place among all; then what the text was made
+            from, if that is known, and the text.
         title: of the page.
-        prompt_name: column of what the texts were made from.
 
     Returns:
         For the record: the files' stem, how many rows they have, and of how many.
@@ -158,12 +154,13 @@ def write_table(
     lines = [json.dumps(row, ensure_ascii=False) for row in rows[:ROWS]]
     write_bytes(Path(f"{stem}.jsonl"), "".join(line + "\n" for line in lines).encode())
     page = [f"# {title}", "", f"{min(len(rows), SHOWN)} of {len(rows)} texts."]
+    paragraphs = dict.fromkeys([*list(rows[0])[1:2], *TEXTS])
     for row in rows[:SHOWN]:
         page += ["", f"## {row['number']}", ""]
-        facts = {key: value for key, value in row.items() if key not in ("number", prompt_name, *TEXTS)}
+        facts = {key: value for key, value in row.items() if key not in ("number", *paragraphs)}
         if shown := [f"{key} {_short(value)}" for key, value in facts.items() if value is not None]:
             page += ["; ".join(shown), ""]
-        for key in (prompt_name, *TEXTS):
+        for key in paragraphs:
             if row.get(key):
                 page += [f"{key}:", "", *("    " + line for line in _cut(row[key]).split("\n")), ""]
     write_bytes(Path(f"{stem}.md"), ("\n".join(page).rstrip() + "\n").encode())

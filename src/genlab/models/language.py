@@ -28,6 +28,7 @@ class LanguageModel(GenerativeModel):
     """
 
     modality = Text()
+    reads = ("input_ids", "labels")
     conditions: tuple[Condition, ...] = (Prompt(),)
     context: int | None = None
     start: str = "\n"

@@ -15,7 +15,7 @@ from genlab.conditions import Source
 from genlab.data.vocabulary import encode
 from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
-from genlab.errors import ConfigError
+from genlab.errors import ConfigError, DataError
 from genlab.models.base import Rows
 from genlab.models.language import LanguageModel
 
@@ -45,6 +45,7 @@ class Seq2Seq(LanguageModel):
     """
 
     conditions = (Source(),)
+    reads = ("source", "labels")
 
     def __init__(
         self,
@@ -92,7 +93,10 @@ class Seq2Seq(LanguageModel):
     def frame(self) -> list[int]:
         """Ids before a source (what its template begins with, the prefix), and the one after it."""
         template = self.tokenizer.encode("").ids or [self.end]
-        return [*template[:-1], *encode(self.tokenizer, self.prefix), template[-1]]
+        try:
+            return [*template[:-1], *encode(self.tokenizer, self.prefix), template[-1]]
+        except DataError as error:
+            raise ConfigError(f"model.prefix: {error}") from None
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the network reads of a batch to predict its labels, each from those before it."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab import noise
+from genlab.errors import ConfigError
 from genlab.models.gradients import clip, global_norm, keep_finite
 from genlab.models.schedule import Schedule
 from genlab.networks.frozen import frozen_parts
@@ -47,7 +48,10 @@ class TrainedModel(pl.LightningModule, ABC):
         updates: optimizer steps (for a GAN, of the generator).
         skipped: steps that were left out because their gradient was not finite (over all players).
         tokenizer: text only; set from the data or from the run directory.
+        reads: keys of a batch without which it cannot be trained, where the configuration does not show that already.
     """
+
+    reads: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +72,20 @@ class TrainedModel(pl.LightningModule, ABC):
         many devices or micro-batches share a batch. Only what libraries draw inside a network (dropout) comes from
         torch's global generator, which is reseeded at every batch from (seed, position, rank).
         """
+
+    def check_items(self, data: Any) -> None:
+        """Refuses data whose items lack what the model reads.
+
+        Raises:
+            ConfigError: says what is lacking.
+        """
+        first = torch.zeros(1, dtype=torch.int64)
+        items = data.source("train").batch(first, first)
+        if lacking := [key for key in self.reads if key not in items]:
+            raise ConfigError(
+                f"data={data.name}: its items have no {lacking[0]}, only {', '.join(items)}; {type(self).__name__} "
+                f"reads {' and '.join(self.reads)}: choose other data, or another model"
+            )
 
     def keys(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the noise of a batch is keyed by, int64 [B].

@@ -176,7 +176,7 @@ class FSQ(Bottleneck):
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         bounded = (h.float() + (offset / half).atanh()).tanh() * half - offset
         rounded = bounded + (bounded.round() - bounded).detach()
-        digits = (rounded.detach().long() + self.levels.view(-1, 1, 1) // 2).movedim(1, -1).flatten(0, -2)
+        digits = (rounded.detach().long() + levels // 2).movedim(1, -1).flatten(0, -2)
         basis = torch.cat([self.levels.new_ones(1), self.levels.cumprod(0)[:-1]])
         perplexity = _perplexity(torch.bincount((digits * basis).sum(1), minlength=self.codes))
         z = rounded / (levels // 2)

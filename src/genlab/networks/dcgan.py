@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor, nn
 
 from genlab.errors import ConfigError
-from genlab.networks.conditioning import CriticCondition, class_embedding, joined, planes, projected
+from genlab.networks.conditioning import ClassCritic, CriticCondition, with_class
 from genlab.networks.spectral import normalise
 
 
@@ -64,13 +63,10 @@ class Generator(nn.Module):
             normalise(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            z = torch.cat([z, self.embedding(labels)], 1)
-        return self.body(self.project(z).unflatten(1, self.start))
+        return self.body(self.project(with_class(z, self.embedding, labels)).unflatten(1, self.start))
 
 
-class Critic(nn.Module):
+class Critic(ClassCritic):
     """Images [B, C, H, W] in [-1, 1] (and labels int64 [B]) -> logits [B].
 
     Args:
@@ -94,12 +90,10 @@ class Critic(nn.Module):
         stages: Annotated[int, "gt 0"] = 2,
         refine: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, condition)
         channels, height, rows = sizes(shape, stages, "model.critic")
         features = width * 2**stages * height * rows
-        self.condition = condition
-        embedding = class_embedding(condition, num_classes, features, shape)
-        seen = planes(channels, embedding, condition)
+        embedding, seen = self.class_embedding(features, shape), self.planes(channels)
         body: list[nn.Module] = [nn.Conv2d(seen, width, 3, 1, 1), nn.LeakyReLU(0.2, True)] if refine else []
         for stage in range(stages):
             inputs = seen if stage == 0 and not refine else width * 2**stage
@@ -112,8 +106,7 @@ class Critic(nn.Module):
             normalise(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = self.body(joined(x, self.embedding, self.condition, labels))
-        return self.head(h).squeeze(1) + projected(h, self.embedding, self.condition, labels)
+        return self.logits(self.body(self.joined(x, labels)), labels)
 
 
 def sizes(shape: list[int], stages: int, key: str) -> tuple[int, int, int]:

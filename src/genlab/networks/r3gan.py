@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import ConfigError
-from genlab.networks.conditioning import halvings
+from genlab.networks.conditioning import halvings, with_class
 from genlab.networks.resnet_gan import upsampled
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear, nn.Embedding)
@@ -90,16 +90,11 @@ class Generator(nn.Module):
         self.embedding = _scaled(nn.Embedding(num_classes, latent_dim)) if num_classes else None
         self.basis = nn.Parameter(torch.randn(widths[0], shape[1] >> count, shape[2] >> count))
         self.project = _scaled(nn.Linear(latent_dim * (2 if num_classes else 1), widths[0], bias=False))
-        self.stages = _stages(widths, group, blocks, expansion)
-        self.changes = _changes(widths)
+        self.stages, self.changes = _stages(widths, group, blocks, expansion)
         self.out = _scaled(nn.Conv2d(widths[-1], shape[0], 1, bias=False))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            z = torch.cat([z, self.embedding(labels)], 1)
-        h = self.basis * self.project(z)[:, :, None, None]
-        h = self.stages[0](h)
+        h = self.stages[0](self.basis * self.project(with_class(z, self.embedding, labels))[:, :, None, None])
         for change, stage in zip(self.changes, self.stages[1:], strict=True):
             h = stage(upsampled(change(h)))
         return self.out(h)
@@ -124,8 +119,7 @@ class Critic(nn.Module):
         widths = _widths(width, count + 1)[::-1]
         last = widths[-1]
         self.enter = _scaled(nn.Conv2d(shape[0], widths[0], 1, bias=False))
-        self.stages = _stages(widths, group, blocks, expansion)
-        self.changes = _changes(widths)
+        self.stages, self.changes = _stages(widths, group, blocks, expansion)
         self.basis = _scaled(nn.Conv2d(last, last, smallest, groups=last, bias=False))
         self.head = _scaled(nn.Linear(last, last if num_classes else 1, bias=False))
         self.embedding = _scaled(nn.Embedding(num_classes, last)) if num_classes else None
@@ -135,10 +129,7 @@ class Critic(nn.Module):
         for change, stage in zip(self.changes, self.stages[1:], strict=True):
             h = stage(change(F.avg_pool2d(h, 2)))  # averages of 2 x 2: bilinear at half the size
         h = self.head(self.basis(h).flatten(1))
-        if self.embedding is None:
-            return h.squeeze(1)
-        assert labels is not None
-        return (h * self.embedding(labels)).sum(1)
+        return h.squeeze(1) if self.embedding is None else (h * self.embedding(labels)).sum(1)
 
 
 def _widths(width: int | list[int], count: int) -> list[int]:
@@ -153,18 +144,12 @@ def _widths(width: int | list[int], count: int) -> list[int]:
     return widths
 
 
-def _stages(widths: list[int], group: int, blocks: int, expansion: int) -> nn.ModuleList:
+def _stages(widths: list[int], group: int, blocks: int, expansion: int) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The blocks of each size, and the changes from each size's channels to the next one's."""
     depth = blocks * len(widths)
-    return nn.ModuleList(
-        [nn.Sequential(*(Block(width, group, expansion, depth) for _ in range(blocks))) for width in widths]
-    )
-
-
-def _changes(widths: list[int]) -> nn.ModuleList:
-    """From each size's channels to the next one's."""
-    return nn.ModuleList(
-        [nn.Identity() if a == b else _scaled(nn.Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths)]
-    )
+    stages = [nn.Sequential(*(Block(width, group, expansion, depth) for _ in range(blocks))) for width in widths]
+    changes = [nn.Identity() if a == b else _scaled(nn.Conv2d(a, b, 1, bias=False)) for a, b in pairwise(widths)]
+    return nn.ModuleList(stages), nn.ModuleList(changes)
 
 
 def _scaled(layer: _Layer, gain: float = 1.0) -> _Layer:

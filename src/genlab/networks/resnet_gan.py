@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.networks.conditioning import CriticCondition, class_embedding, halvings, joined, planes, projected
+from genlab.networks.conditioning import ClassCritic, CriticCondition, halvings, with_class
 from genlab.networks.spectral import normalise
 
 
@@ -29,7 +29,6 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """x [B, C, H, W], labels int64 [B] -> [B, C, H, W]."""
-        assert labels is not None
         scale, shift = self.embedding(labels)[:, :, None, None].chunk(2, 1)
         return scale * self.norm(x) + shift
 
@@ -130,16 +129,13 @@ class Generator(nn.Module):
             normalise(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embedding is not None:
-            assert labels is not None
-            z = torch.cat([z, self.embedding(labels)], 1)
-        h = self.project(z).unflatten(1, self.start)
+        h = self.project(with_class(z, self.embedding, labels)).unflatten(1, self.start)
         for block in self.blocks:
             h = block(h, labels)
         return torch.tanh(self.out(F.relu(self.norm(h))))
 
 
-class Critic(nn.Module):
+class Critic(ClassCritic):
     """Images [B, C, H, W] in [-1, 1] (and labels int64 [B]) -> logits [B].
 
     Args:
@@ -164,11 +160,11 @@ class Critic(nn.Module):
         pooling: Literal["sum", "mean"] = "sum",
         spectral_norm: bool = False,
     ) -> None:
-        super().__init__()
-        self.condition, self.pooling = condition, pooling
-        self.embedding = class_embedding(condition, num_classes, width, shape)
+        super().__init__(num_classes, condition)
+        self.pooling = pooling
+        self.embedding = self.class_embedding(width, shape)
         down = max(min(2, halvings(shape)), halvings(shape) - 1)
-        first = CriticBlock(planes(shape[0], self.embedding, condition), width, True, True, norm)
+        first = CriticBlock(self.planes(shape[0]), width, True, True, norm)
         rest = [CriticBlock(width, width, i < down, False, norm) for i in range(1, blocks)]
         self.blocks = nn.Sequential(first, *rest)
         self.head = nn.Linear(width, 1)
@@ -177,9 +173,8 @@ class Critic(nn.Module):
             normalise(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = F.relu(self.blocks(joined(x, self.embedding, self.condition, labels)))
-        h = h.sum((2, 3)) if self.pooling == "sum" else h.mean((2, 3))
-        return self.head(h).squeeze(1) + projected(h, self.embedding, self.condition, labels)
+        h = F.relu(self.blocks(self.joined(x, labels)))
+        return self.logits(h.sum((2, 3)) if self.pooling == "sum" else h.mean((2, 3)), labels)
 
 
 def upsampled(x: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.networks.conditioning import CriticCondition, class_embedding, joined, planes, projected
+from genlab.networks.conditioning import ClassCritic, CriticCondition
 from genlab.networks.dcgan import initialise, sizes
 from genlab.networks.spectral import normalise
 
 
-class UNetCritic(nn.Module):
+class UNetCritic(ClassCritic):
     """Images [B, C, H, W] in [-1, 1] (and labels int64 [B]) -> [logits [B], logits of pixels [B, H, W]].
 
     The encoder is DCGAN's critic; its decoder mirrors it, with skip connections (figure 2 of the paper), the last of
@@ -39,33 +39,27 @@ class UNetCritic(nn.Module):
         condition: CriticCondition = "projection",
         spectral_norm: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, condition)
         channels, height, rows = sizes(shape, stages, "model.critic")
         features = width * 2**stages * height * rows
-        self.condition = condition
-        self.embedding = class_embedding(condition, num_classes, features, shape)
-        seen = planes(channels, self.embedding, condition)
+        self.embedding, seen = self.class_embedding(features, shape), self.planes(channels)
         widths = [seen, *(width * 2**stage for stage in range(1, stages + 1))]
         self.down = nn.ModuleList([nn.Conv2d(widths[i], widths[i + 1], 4, 2, 1) for i in range(stages)])
-        self.up = nn.ModuleList(  # all but the lowest get the decoder's features and, beside them, the encoder's
-            [
-                nn.ConvTranspose2d(width * 2**stage * (1 if stage == stages else 2), width * 2 ** (stage - 1), 4, 2, 1)
-                for stage in range(stages, 0, -1)
-            ]
-        )
+        self.up = nn.ModuleList()
+        for stage in range(stages, 0, -1):  # all but the lowest get the encoder's features beside the decoder's
+            inputs = width * 2**stage * (1 if stage == stages else 2)
+            self.up.append(nn.ConvTranspose2d(inputs, width * 2 ** (stage - 1), 4, 2, 1))
         self.head, self.pixels = nn.Linear(features, 1), nn.Conv2d(width + seen, 1, 3, 1, 1)
         self.apply(initialise)
         if spectral_norm:
             normalise(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        h = joined(x, self.embedding, self.condition, labels)
-        skips = []
+        h, skips = self.joined(x, labels), []
         for layer in self.down:
             skips.append(h)
             h = F.leaky_relu(layer(h), 0.2)
-        flat = h.flatten(1)
-        logits = self.head(flat).squeeze(1) + projected(flat, self.embedding, self.condition, labels)
+        logits = self.logits(h.flatten(1), labels)
         for layer in self.up:
             h = torch.cat([F.leaky_relu(layer(h), 0.2), skips.pop()], 1)
         return [logits, self.pixels(h).squeeze(1)]

@@ -99,10 +99,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         h = self.middle(self.body(x))
-        if self.embedding is not None:
-            assert labels is not None
-            h = h + self.embedding(labels)
-        return self.head(F.silu(h))
+        return self.head(F.silu(h if self.embedding is None else h + self.embedding(labels)))
 
 
 class ConvDecoder(nn.Module):
@@ -130,7 +127,5 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         h = self.first(z)
-        if self.embedding is not None:
-            assert labels is not None
-            h = h + self.embedding(labels)
-        return self.body(self.middle(F.silu(h)).unflatten(1, self.start))
+        h = self.middle(F.silu(h if self.embedding is None else h + self.embedding(labels)))
+        return self.body(h.unflatten(1, self.start))

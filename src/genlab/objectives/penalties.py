@@ -30,21 +30,16 @@ class R1:
         self.gamma = gamma
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor, keys: Tensor) -> Tensor:
-        return self.gamma / 2 * _squared_norm(critic, real)
+        with torch.autocast(real.device.type, enabled=False):
+            x = real.detach().float().requires_grad_(True)
+            return self.gamma / 2 * gradient(critic(x), x).flatten(1).square().sum(1).mean()
 
 
-class R2:
-    """gamma / 2 E |grad D(G(z))|^2 on fakes (Mescheder et al. 2018, arXiv 1801.04406, equation 10).
-
-    Args:
-        gamma: weight.
-    """
-
-    def __init__(self, gamma: float = 1.0) -> None:
-        self.gamma = gamma
+class R2(R1):
+    """The same, gamma / 2 E |grad D(G(z))|^2, on fakes (Mescheder et al. 2018, arXiv 1801.04406, equation 10)."""
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor, keys: Tensor) -> Tensor:
-        return self.gamma / 2 * _squared_norm(critic, fake)
+        return super().__call__(critic, fake, real, keys)
 
 
 class WGANGP:
@@ -103,10 +98,3 @@ class Penalties:
 
     def __call__(self, critic: Critic, real: Tensor, fake: Tensor, keys: Tensor) -> Tensor:
         return self.weight * torch.stack([part(critic, real, fake, keys) for part in self.parts]).sum()
-
-
-def _squared_norm(critic: Critic, x: Tensor) -> Tensor:
-    """E |grad D(x)|^2."""
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.detach().float().requires_grad_(True)
-        return gradient(critic(x), x).flatten(1).square().sum(1).mean()

@@ -59,7 +59,7 @@ def write_transformers(
         ids = {name: getattr(network.config, name) for name in names}
         generation = {**generation, **ids, "forced_eos_token_id": ids["eos_token_id"]}
         special = _ended(folder / TOKENIZER, ids["eos_token_id"], ids["pad_token_id"])
-        config |= ids
+        config |= {**ids, "prefix": facts["config"]["model"].get("prefix", "")}
     elif end is not None:
         number = _id_of(tokenizer, end)
         config |= {"bos_token_id": number, "eos_token_id": number}

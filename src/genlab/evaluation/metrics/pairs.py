@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from genlab.errors import ConfigError
-from genlab.evaluation.metrics.base import NotApplicable
+from genlab.evaluation.metrics.base import Items, NotApplicable
 from genlab.evaluation.metrics.generated import Sentences, TextMetric, Tokenize
 from genlab.evaluation.overlap import BLEU, CHRF, KINDS, ROUGE, split_sentences
 
@@ -19,23 +19,16 @@ class PairMetric(TextMetric):
 
     needs = frozenset({"pairs"})
 
-    @property
-    def references(self) -> list[list[str]]:
-        """The right answers of each text.
-
-        Raises:
-            NotApplicable: there are none.
-        """
-        if self.judged.references is None:
+    def update(self, judged: Items, reference: Items | None = None) -> None:
+        if judged.references is None:
             raise NotApplicable("the texts have no references")
-        return self.judged.references
+        super().update(judged)
 
     def bleu(self, rows: Sequence[int] | None = None, lowercase: bool = False) -> BLEU:
         """BLEU that has read the texts, or those of some rows."""
         metric = BLEU(self.tokenize, lowercase=lowercase, sync_on_compute=False)  # one rank computes
-        texts, references = self.judged.data, self.references
-        rows = range(len(texts)) if rows is None else rows
-        metric.update([texts[i] for i in rows], [references[i] for i in rows])
+        rows = range(len(self.judged.data)) if rows is None else rows
+        metric.update([self.judged.data[i] for i in rows], [self.judged.references[i] for i in rows])
         return metric
 
 
@@ -62,7 +55,7 @@ class Translation(PairMetric):
 
     def compute(self) -> dict[str, float]:
         cased, lower, chrf = self.bleu(), self.bleu(lowercase=True), CHRF(sync_on_compute=False)
-        chrf.update(self.judged.data, self.references)
+        chrf.update(self.judged.data, self.judged.references)
         metrics = {"bleu": cased, "bleu_lower": lower, "chrf": chrf}
         values = {name: metric.compute().item() for name, metric in metrics.items()}
         values["length_ratio"] = cased.length_ratio
@@ -107,6 +100,6 @@ class Summarisation(PairMetric):
 
     def _rouge(self, texts: Sequence[str], prefix: str = "") -> dict[str, float]:
         rouge = ROUGE(self.tokenize, self.sentences, sync_on_compute=False)
-        rouge.update(texts, self.references)
+        rouge.update(texts, self.judged.references)
         self.signatures |= {prefix + kind: rouge.signature(kind) for kind in KINDS}
         return {prefix + kind: value.item() for kind, value in rouge.compute().items() if kind in KINDS}
