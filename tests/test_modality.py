@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -231,3 +232,18 @@ def test_loggers_that_show_media(tmp_path: Path) -> None:
 
     assert media_of(CSVLogger(tmp_path)) is None
     assert isinstance(media_of(TensorBoardLogger(tmp_path)), TensorBoardMedia)
+
+
+def test_panels_of_texts_are_pages_and_tables(tmp_path: Path) -> None:
+    handed: list[Any] = []
+    media: Any = SimpleNamespace(
+        table=lambda *arguments: handed.append(arguments), image=lambda *arguments: handed.append(arguments)
+    )
+    path = Text().panel(tmp_path / "interpolation", ["a\nb", "", "c", "d  e"], 2, META)
+    assert path.read_text() == "a b\n-\n\nc\nd e\n"
+    Text().log_panel(media, "interpolation", path, 7)
+    picture = Image().panel(tmp_path / "grid", pixels(4, 1, 8, 8), 2, META)
+    Image().log_panel(media, "grid", picture, 7)
+    Text().log_panel(media, "attention", picture, 7)  # a picture of texts
+    assert handed[0] == ("interpolation", ["0", "1"], [["a b", "-"], ["c", "d e"]], 7)
+    assert handed[1:] == [("grid", picture, 7), ("attention", picture, 7)]
