@@ -157,7 +157,7 @@ def test_both_readmes_have_the_same_commands_numbers_and_links() -> None:
     assert "README.md" in chinese
     assert len(commands(english)) >= 4
     assert commands(english) == commands(chinese)
-    assert len(results(english)) == 6
+    assert len(results(english)) == 7
     assert results(english) == results(chinese)
     assert sorted(numbers(english)) == sorted(numbers(chinese))
     link = r"\]\(((?!README)[^)]+)\)"

@@ -93,7 +93,7 @@ def test_what_the_refusals_advise_is_taken(remedy: str) -> None:
         ({"num_workers": -1}, "data.num_workers is -1: must be >= 0"),
         ({"block_size": 2.5}, "data.block_size is 2.5: must be an integer >= 1"),
         ({"train_fraction": 1.0}, "data.train_fraction is 1.0: must be >= 0 and < 1"),
-        ({"split": "thirds"}, "data.split=thirds: choose one of share, files, documents, lines"),
+        ({"split": "thirds"}, "data.split=thirds: choose one of share, files, lines, documents"),
     ],
 )
 def test_bounds_of_data_hold_in_python(options: dict[str, Any], message: str) -> None:

@@ -361,7 +361,7 @@ def test_every_stored_config_and_record_is_read() -> None:
         node = yaml.safe_load(path.read_text())["evaluation"]
         protocol = build_protocol(node)
         assert protocol is not None, path
-        assert list(protocol.metrics) == node["metrics"], path
+        assert list(protocol.metrics) == list(node["metrics"]), path
         assert (protocol.n, protocol.reference_split) == (node["n"], node["reference_split"]), path
         if "kid_subsets" in node and "kid" in node["metrics"]:
             assert protocol.metrics["kid"].subset_size == node["kid_subset_size"], path
