@@ -119,7 +119,8 @@ class Panels:
         rows = len(ends) // 2  # of few items fewer
         if not rows:
             return None
-        share, pairs = torch.linspace(0, 1, STEPS, device=ends.device), zip(ends[:rows], ends[rows:], strict=False)
+        share = torch.linspace(0, 1, STEPS, device=ends.device)
+        pairs = zip(ends[:rows], ends[rows : 2 * rows], strict=True)
         paths = [slerp(a.flatten(), b.flatten(), share).view(STEPS, *a.shape) for a, b in pairs]
         items = self._items(torch.cat(paths), self._label(label, rows, STEPS))
         return self.modality.panel(stem, items, STEPS, {"rows": "interpolations on the sphere"})

@@ -178,7 +178,7 @@ class Protocol:
             )
         if self.prompt and not any(known.name == "prompt" for known in getattr(model, "conditions", ())):
             raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
-        if self.judged == "reconstructions" and not (isinstance(model, Reconstructs) and modality == "image"):
+        if self.judged == "reconstructions" and not (model.modality.extractor and isinstance(model, Reconstructs)):
             raise ConfigError(
                 f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct images; take samples"
             )

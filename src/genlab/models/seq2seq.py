@@ -61,6 +61,7 @@ class Seq2Seq(LanguageModel):
         super().__init__()
         self.network, self.context, self.label_smoothing, self.prefix = network, context, label_smoothing, prefix
         self.length_ratio, self.length_extra, self.chunk_size = length_ratio, length_extra, chunk_size
+        self._frame: tuple[Any, list[int]] = (None, [])
         ids = network.config
         self.first, self.end, self.pad = ids.decoder_start_token_id, ids.eos_token_id, ids.pad_token_id
         if gradient_checkpointing:
@@ -92,11 +93,14 @@ class Seq2Seq(LanguageModel):
     @property
     def frame(self) -> list[int]:
         """Ids before a source (what its template begins with, the prefix), and the one after it."""
-        template = self.tokenizer.encode("").ids or [self.end]
-        try:
-            return [*template[:-1], *encode(self.tokenizer, self.prefix), template[-1]]
-        except DataError as error:
-            raise ConfigError(f"model.prefix: {error}") from None
+        if self._frame[0] is not self.tokenizer:  # once a vocabulary: each training step asks for it
+            template = self.tokenizer.encode("").ids or [self.end]
+            try:
+                prefix = encode(self.tokenizer, self.prefix)
+            except DataError as error:
+                raise ConfigError(f"model.prefix: {error}") from None
+            self._frame = self.tokenizer, [*template[:-1], *prefix, template[-1]]
+        return self._frame[1]
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the network reads of a batch to predict its labels, each from those before it."""
