@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,9 +50,11 @@ class Condition(ABC):
 
     Attributes:
         name: key of the condition.
+        drawn: whether evaluation says it of its items; what only a user says (a picture to begin from) is not.
     """
 
     name: ClassVar[str]
+    drawn: ClassVar[bool] = True
 
     @abstractmethod
     def rows(self, values: Sequence[Any], model: Any) -> Tensor:
@@ -246,9 +249,34 @@ class PairCondition(TextCondition):
 
 @dataclass(frozen=True)
 class Caption(PairCondition):
-    """A text that says what is to be seen or heard."""
+    """A text that says what is to be seen or heard. One of more tokens than the model reads (`model.longest_caption`)
+    is cut, which is said."""
 
     name = "caption"
+
+    def _ids(self, text: str, model: Any) -> list[int]:
+        ids, longest = super()._ids(text, model), getattr(model, "longest_caption", None)
+        if longest is not None and len(ids) > longest:
+            rest = model.tokenizer.decode(ids[longest:])
+            warnings.warn(f"condition.{self.name}: only {longest} of {len(ids)} tokens are read; cut: {rest!r}")
+        return ids[:longest]
+
+
+@dataclass(frozen=True)
+class Negative(Caption):
+    """What guidance leads away from, in the place of the empty caption."""
+
+    name = "negative"
+    drawn = False
+
+    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
+        return Draw()
+
+    def references_from(self, data: Any, protocol: Any) -> str | None:
+        return ""
+
+    def example(self, n: int, data: Any) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -275,12 +303,10 @@ class Picture(Condition):
     def _pixels(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):
             if tuple(value.shape) != tuple(self.shape) or not value.is_floating_point():
-                raise ConfigError(f"condition.image: expected floats {list(self.shape)}, got {list(value.shape)}.")
+                expected = f"floats {list(self.shape)}"
+                raise ConfigError(f"condition.{self.name}: expected {expected}, got {list(value.shape)}.")
             return value
-        path = Path(str(value)).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"condition.image={value}: no such file.")
-        image = Image().read(path).float()
+        image = self._read(value)
         if image.shape[0] != self.shape[0]:
             image = image.mean(0, keepdim=True).expand(self.shape[0], -1, -1)
         if tuple(image.shape) != tuple(self.shape):
@@ -288,6 +314,12 @@ class Picture(Condition):
                 image[None], self.shape[1:], mode="bicubic", antialias=True, align_corners=False
             )[0]
         return to_float(image.clamp(0, 255).round().to(torch.uint8))
+
+    def _read(self, value: Any) -> Tensor:
+        path = Path(str(value)).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"condition.{self.name}={value}: no such file.")
+        return Image().read(path).float()
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         """Images of the reference split, a fixed random choice."""
@@ -298,6 +330,30 @@ class Picture(Condition):
 
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         return [f"{tuple(row.shape)}, mean {row.mean().item():.3f}" for row in rows]
+
+
+@dataclass(frozen=True)
+class Start(Picture):
+    """A picture that the item is made from (`sampler.strength`), or whose masked part is filled in."""
+
+    drawn = False
+
+
+@dataclass(frozen=True)
+class Mask(Picture):
+    """Where a picture is filled in, float32 [B, 1, H, W]: 1 (white) is made anew, -1 (black) stays."""
+
+    name = "mask"
+    drawn = False
+
+    def _pixels(self, value: Any) -> Tensor:
+        size = tuple((value if isinstance(value, Tensor) else self._read(value)).shape[-2:])
+        if size != tuple(self.shape[1:]):
+            raise ConfigError(f"condition.mask={value}: {list(size)} pixels, the pictures have {list(self.shape[1:])}")
+        mask = super()._pixels(value)
+        if not bool((mask.abs() == 1).all()):
+            raise ConfigError(f"condition.mask={value}: must be black (stays) and white (is made anew) only")
+        return mask
 
 
 def _items_of(data: Any, split: str, n: int) -> tuple[Any, Tensor]:

@@ -39,12 +39,15 @@ class Sampler(ABC):
         spacing: how they are placed in time, see `VP.grid`.
         guidance_scale: 1 is the conditional model, 0 the unconditional one, above 1 strengthens the label.
         clip: clip x_0 to [-1, 1] at every step.
+        strength: with a picture to begin from, the share of the steps that is taken, the last ones; 1: all, which leave
+            little of it.
     """
 
     steps: Annotated[int, "gt 0"]
     spacing: Spacing = "trailing"
     guidance_scale: Annotated[float, "ge 0"] = 1.0
     clip: bool = False
+    strength: Annotated[float, "gt 0, le 1"] = 1.0
 
     def __post_init__(self) -> None:
         check_settings(type(self), vars(self), "sampler.")
@@ -64,8 +67,8 @@ class Sampler(ABC):
         return self.evaluations * (1 if self.guidance_scale in (0, 1) else 2)
 
     def record(self) -> dict[str, Any]:
-        """Its options, for the metric record."""
-        return asdict(self)
+        """Its options, for the metric record; of those of editing only what changes something."""
+        return {name: value for name, value in asdict(self).items() if name != "strength" or value != 1}
 
 
 @dataclass(frozen=True, kw_only=True)

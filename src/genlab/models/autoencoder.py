@@ -125,6 +125,12 @@ class Autoencoder(AdversarialModel):
         """z [B, *network.latent_shape]: codes, or the mode of a Gaussian."""
         return self.bottleneck(self.network.encode(batch["image"]), batch["id"])[0]
 
+    def features(self, image: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> latents [B, *network.latent_shape] for a model of them: the mode of a Gaussian, or what
+        becomes codes by `bottleneck.snap`."""
+        h = self.network.encode(image)
+        return h[:, : self.latent_shape[0]]
+
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """[B, *network.latent_shape] -> images [B, C, H, W] in about [-1, 1]."""
         return self.network.decode(z)
@@ -141,9 +147,9 @@ class Autoencoder(AdversarialModel):
         """
         import diffusers
 
-        if not isinstance(self.network, FirstStage):
+        if not isinstance(self.network, FirstStage) or self.network.patch > 1:
             raise ConfigError(
-                f"model.network: {type(self.network).__name__} is no network of diffusers; take FirstStage"
+                f"model.network: {type(self.network).__name__} is no network of diffusers; take FirstStage, patch 1"
             )
         state, facts = dict(self.network.state_dict()), dict(self.network.facts)
         if isinstance(self.bottleneck, KL):

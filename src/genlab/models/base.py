@@ -69,11 +69,11 @@ class GenerativeModel(TrainedModel):
 
     def draw(self, n: int, data: Any, protocol: Any) -> dict[str, Draw]:
         """What evaluation tells the model about n items, by the names of conditions."""
-        return {known.name: known.draw(n, data, protocol, self) for known in self.conditions}
+        return {known.name: known.draw(n, data, protocol, self) for known in self.conditions if known.drawn}
 
     def examples(self, n: int, data: Any) -> Rows:
         """What n items to look at are told where seeds have no defaults, by the names of conditions."""
-        rows = {known.name: known.example(n, data) for known in self.conditions}
+        rows = {known.name: known.example(n, data) for known in self.conditions if known.drawn}
         return {name: value for name, value in rows.items() if value is not None}
 
     def shown(self, condition: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from genlab import noise
-from genlab.conditions import class_labels
+from genlab.conditions import Condition, Mask, Start, class_labels
 from genlab.diffusion import bound, parameterisation
-from genlab.diffusion.guidance import guided
+from genlab.diffusion.editing import Remainder, filled_in
+from genlab.diffusion.guidance import Told, guided, where
 from genlab.diffusion.parameterisation import Denoised, Prediction, Weighting
 from genlab.diffusion.processes import VP, Flow, Process
 from genlab.diffusion.samplers import Denoise, Sampler
@@ -64,12 +65,48 @@ class DiffusionModel(GenerativeModel):
         self.prediction, self.weighting = prediction, weighting
         self.num_classes = num_classes or 0
         self.label_drop, self.chunk_size = label_drop, chunk_size
-        self.conditions = class_labels(num_classes)
+        self.reads = ("image", "label") if num_classes else ("image",)
+        self.conditions: tuple[Condition, ...] = (*class_labels(num_classes), *self.edits(self.shape))
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The network's output [B,C,H,W] for x_t [B,C,H,W] at times t [B] of the process and labels int64 [B]."""
-        x_t = x_t.to(memory_format=self.layout)
-        return as_tensor(self.network(x_t, self.process.network_time(t), label))
+    @staticmethod
+    def edits(shape: Sequence[int]) -> tuple[Condition, ...]:
+        """The conditions of editing: a picture [C, H, W] to begin from or to fill in, and where."""
+        return Start(tuple(shape)), Mask((1, *shape[1:]))  # type: ignore[arg-type]
+
+    def forward(self, x_t: Tensor, t: Tensor, told: Told = None) -> Tensor:
+        """The network's output [B,C,H,W] for x_t [B,C,H,W] at times t [B] of the process.
+
+        Args:
+            told: labels int64 [B]; or tensors of B rows by the names of the network's arguments; or None.
+        """
+        x_t, time = x_t.to(memory_format=self.layout), self.process.network_time(t)
+        return as_tensor(self.network(x_t, time, **told) if isinstance(told, dict) else self.network(x_t, time, told))
+
+    # ---- what a family on other than pixels and labels says otherwise
+
+    def clean(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """x_0 of a batch, [B, *shape]: here the images."""
+        return batch["image"]
+
+    def told(self, rows: Mapping[str, Tensor], count: int) -> tuple[Told, Told]:
+        """What the network is told of `count` items, and what in its place where nothing is said; None where it is
+        never told anything.
+
+        Args:
+            rows: a batch, or conditions by name; without a label the null class.
+        """
+        if not self.num_classes:
+            return None, None
+        null = torch.full((count,), self.num_classes, device=self.device)
+        return rows.get("label", null), null
+
+    def to_picture(self, x_0: Tensor) -> Tensor:
+        """What the process ends with -> images in about [-1, 1]."""
+        return x_0
+
+    def from_picture(self, image: Tensor) -> Tensor:
+        """Images in [-1, 1] -> x_0."""
+        return image
 
     # ---- training
 
@@ -79,18 +116,18 @@ class DiffusionModel(GenerativeModel):
         Time, noise and the dropping of the label are functions of `self.keys(batch)`. In validation times lie at
         multiples of the golden ratio modulo 1, so that any run of ids covers them evenly, and no label is dropped.
         """
-        x_0, label, keys = batch["image"], batch["label"] if self.conditions else None, self.keys(batch)
+        x_0, keys = self.clean(batch), self.keys(batch)
+        told, null = self.told(batch, len(keys))
         if self.training:
             u = noise.uniform(keys, Stream.TIME, ())
-            if label is not None:
-                dropped = noise.uniform(keys, Stream.LABEL, ()) < self.label_drop
-                label = torch.where(dropped, self.num_classes, label)
+            if told is not None:
+                told = where(noise.uniform(keys, Stream.LABEL, ()) < self.label_drop, null, told)
         else:
             u = noise.even(keys)
         eps = noise.normal(keys, Stream.LOSS, self.shape)
         t = self.process.quantile(u)
         alpha, sigma = self.process.coefficients(t, x_0)
-        output = self(alpha * x_0 + sigma * eps, t, label)
+        output = self(alpha * x_0 + sigma * eps, t, told)
         wanted = parameterisation.target(self.prediction, x_0, eps, alpha, sigma)
         weight = parameterisation.loss_weight(self.weighting, self.prediction, alpha, sigma)
         return {"loss": (weight * (output.float() - wanted) ** 2).mean()}
@@ -98,26 +135,40 @@ class DiffusionModel(GenerativeModel):
     # ---- sampling
 
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Sampler) -> Tensor:
-        """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class."""
-        x = noise.normal(seeds, Stream.INITIAL, self.shape)
-        denoise = self.denoiser((condition or {}).get("label"), len(seeds), sampler.guidance_scale, sampler.clip)
-        return sampler(denoise, x, self.process, lambda k, shape: noise.normal(seeds, (Stream.STEP, k), shape))
+        """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class. With `image`
+        the process begins from it, noised to the last `sampler.strength` of the grid; with `mask`, too, only the
+        white part of it is made anew."""
+        rows = condition or {}
+        eps = noise.normal(seeds, Stream.INITIAL, self.shape)
+        denoise = self.denoiser(rows, len(seeds), sampler.guidance_scale, sampler.clip)
+        process, x, start, mask = self.process, eps, rows.get("image"), rows.get("mask")
+        if start is None and (mask is not None or sampler.strength < 1):
+            raise ConfigError("condition.mask and sampler.strength change a picture: name it with condition.image=FILE")
+        if start is not None:
+            known = self.from_picture(start)
+            process = Remainder(process, sampler.strength)
+            alpha, sigma = process.at(process.grid(sampler.steps, sampler.spacing)[0])
+            x = alpha * known + sigma * eps
+            if mask is not None:
+                denoise = filled_in(denoise, process, known, eps, mask)
+        x = sampler(denoise, x, process, lambda k, shape: noise.normal(seeds, (Stream.STEP, k), shape))
+        picture = self.to_picture(x)
+        return picture if start is None or mask is None else torch.where(mask > 0, picture, start)
 
-    def denoiser(self, label: Tensor | None, rows: int, guidance_scale: float = 1.0, clip: bool = False) -> Denoise:
+    def denoiser(self, rows: Rows, count: int, guidance_scale: float = 1.0, clip: bool = False) -> Denoise:
         """The function that samplers call: (x_t [B,C,H,W], t) -> Denoised, with guidance and clipping of x_0 inside."""
-        if not self.conditions and guidance_scale != 1:
-            raise ConfigError(f"sampler.guidance_scale: {guidance_scale} needs a model with labels; take 1")
+        told, null = self.told(rows, count)
+        if told is None and guidance_scale != 1:
+            raise ConfigError(f"sampler.guidance_scale: {guidance_scale} needs a model with labels or captions; take 1")
+        if told is null:
+            guidance_scale = 1.0
+        label = rows.get("label")
         if label is not None and not 0 <= int(label.min()) <= int(label.max()) <= self.num_classes:
             raise ConfigError(f"condition.label: expected 0 to {self.num_classes - 1}, got {label.tolist()}")
-        if self.conditions and label is None:
-            label, guidance_scale = torch.full((rows,), self.num_classes, device=self.device), 1.0
 
         def denoise(x_t: Tensor, t: float) -> Denoised:
             times = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
-            if label is None:
-                output = self(x_t, times)
-            else:
-                output = guided(self, x_t, times, label, self.num_classes, guidance_scale)
+            output = guided(self, x_t, times, told, null, guidance_scale)
             alpha, sigma = self.process.at(t)
             result = parameterisation.denoised(self.prediction, output.to(x_t.dtype), x_t, alpha, sigma)
             return parameterisation.clipped(result, x_t, alpha, sigma) if clip else result
@@ -149,13 +200,13 @@ class DiffusionModel(GenerativeModel):
         if not isinstance(process, VP):
             raise ConfigError("variational_bound: DDPM's bound is defined for process VP only")
         assert not self.training, "variational_bound: call model.eval() first, so that dropout is off"
-        label = batch["label"] if self.conditions else None
+        told, _ = self.told(batch, len(ids))
 
         def predicted_x_0(t: Tensor) -> Tensor:
             eps = noise.normal(ids, (Stream.LOSS, t), self.shape)
             alpha, sigma = process.coefficients(t, x_0)
             x_t = alpha * x_0 + sigma * eps
-            output = self(x_t, t, label).float()
+            output = self(x_t, t, told).float()
             found = parameterisation.denoised(self.prediction, output, x_t, alpha, sigma).x_0
             return found.clamp(-1, 1) if clip else found
 

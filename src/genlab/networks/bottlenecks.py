@@ -36,6 +36,10 @@ class Bottleneck(nn.Module, ABC):
     def draw(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         """A latent [B, *shape] without an encoder, independent over positions."""
 
+    def snap(self, h: Tensor) -> Tensor:
+        """What is decoded of what a latent model makes in the place of the encoder's output (of a Gaussian its mean)."""
+        return self(h, torch.zeros(len(h), dtype=torch.int64, device=h.device), gather=False)[0]
+
     def moved(self, finite: bool) -> None:
         """After a step of the autoencoder; `finite` says whether it was taken."""
 
@@ -61,6 +65,9 @@ class KL(Bottleneck):
         if self.training:  # else the mode
             z = mu + (0.5 * logvar).exp() * noise.normal(keys, (Stream.POSTERIOR, 0), mu.shape[1:])
         return z.to(h.dtype), {"bottleneck": self.weight * kl / self.pixels, "kl": kl}
+
+    def snap(self, h: Tensor) -> Tensor:
+        return h
 
     def draw(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         return noise.normal(seeds, Stream.INITIAL, shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import ConfigError
@@ -12,17 +13,19 @@ Positive = Annotated[int, "gt 0"]
 
 
 class FirstStage(nn.Module):
-    """Images <-> latents of 1 / 2^(len(widths) - 1) of their height and width (Rombach et al. 2022, arXiv 2112.10752,
-    section 3.1 and appendix G). Weights load from and into diffusers by name.
+    """Images <-> latents of 1 / (patch 2^(len(widths) - 1)) of their height and width (Rombach et al. 2022, arXiv
+    2112.10752, section 3.1 and appendix G). Weights load from and into diffusers by name.
 
     Args:
-        shape: [C, H, W] of the images; H and W divisible by that power of 2.
+        shape: [C, H, W] of the images; H and W divisible by that factor.
         latent_channels: of z.
         widths: channels of each resolution, from the image down; multiples of `groups`.
         layers: residual blocks a resolution (one more in the decoder).
         groups: of the group norms.
         attention: whether the middle, at the lowest resolution, has self-attention.
         double: whether the encoder gives mu and logvar (for a KL bottleneck), twice the channels.
+        patch: side of the squares of pixels that are folded into channels first; above 1 it costs far less on a CPU, and
+            is no network of diffusers.
 
     Attributes:
         latent_shape: [latent_channels, h, w].
@@ -40,11 +43,12 @@ class FirstStage(nn.Module):
         groups: Positive = 8,
         attention: bool = False,
         double: bool = False,
+        patch: Positive = 1,
     ) -> None:
         super().__init__()
         from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import
 
-        factor = 2 ** (len(widths) - 1)
+        factor, channels, self.patch = patch * 2 ** (len(widths) - 1), shape[0] * patch**2, patch
         if shape[1] % factor or shape[2] % factor:
             raise ConfigError(f"model.network.widths: {shape[1]}x{shape[2]} images do not divide by {factor}")
         if any(width % groups for width in widths):
@@ -57,10 +61,10 @@ class FirstStage(nn.Module):
             "mid_block_add_attention": attention,
         }
         down, up = ("DownEncoderBlock2D",) * len(widths), ("UpDecoderBlock2D",) * len(widths)
-        self.encoder = Encoder(shape[0], latent_channels, down, double_z=double, **sizes)
-        self.decoder = Decoder(latent_channels, shape[0], up, **sizes)
+        self.encoder = Encoder(channels, latent_channels, down, double_z=double, **sizes)
+        self.decoder = Decoder(latent_channels, channels, up, **sizes)
         # What diffusers' AutoencoderKL and VQModel are called with.
-        self.facts = {"in_channels": shape[0], "out_channels": shape[0], "latent_channels": latent_channels, **sizes}
+        self.facts = {"in_channels": channels, "out_channels": channels, "latent_channels": latent_channels, **sizes}
         self.facts |= {"down_block_types": down, "up_block_types": up}
         encoded = latent_channels * (2 if double else 1)
         self.quant_conv = nn.Conv2d(encoded, encoded, 1)
@@ -68,11 +72,11 @@ class FirstStage(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [-1, 1] -> [B, latent_channels (twice that if `double`), h, w]."""
-        return self.quant_conv(self.encoder(x))
+        return self.quant_conv(self.encoder(F.pixel_unshuffle(x, self.patch)))
 
     def decode(self, z: Tensor) -> Tensor:
         """[B, latent_channels, h, w] -> [B, C, H, W] in about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(z))
+        return F.pixel_shuffle(self.decoder(self.post_quant_conv(z)), self.patch)
 
     @property
     def last(self) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from genlab.data.manifest import digest
+from genlab.data.vocabulary import vocabulary_digest
 from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
 from genlab.networks.frozen import Frozen
@@ -71,6 +73,11 @@ class TextEncoder(nn.Module):
     def frozen(self) -> bool:
         """Whether its states of a text never change."""
         return isinstance(self.network, Frozen)
+
+    def identity(self, tokenizer: Any) -> str:
+        """sha256 in hex of all that decides the states of a text, of a frozen encoder."""
+        settings = [self.pool, self.normalise, self.longest, self.fixed, self.pad]
+        return digest([self.network.sha256, vocabulary_digest(tokenizer), *settings])
 
     def room(self, tokenizer: Any) -> int:
         """Most tokens of a text itself."""

@@ -1,0 +1,204 @@
+"""Diffusion and flow matching in the latent space of a first stage, on words, on labels, or on nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from genlab.conditions import Caption, Negative
+from genlab.data.manifest import digest
+from genlab.diffusion.guidance import Told
+from genlab.diffusion.parameterisation import Prediction, Weighting
+from genlab.diffusion.processes import Process
+from genlab.errors import ConfigError
+from genlab.files import cache_root, made_once
+from genlab.models.diffusion import DiffusionModel
+from genlab.models.latent_coder import LatentCoder
+from genlab.networks.frozen import Frozen
+from genlab.networks.text_encoder import TextEncoder, TextStates
+
+CHUNK = 64  # items that a frozen part reads at a time before training: the same on any machine
+TEXT = "text_"  # before the names of a text's states in a batch
+
+
+class LatentDiffusion(DiffusionModel):
+    """A diffusion model of latents (Rombach et al. 2022, arXiv 2112.10752): the first stage is a frozen part, and each
+    channel of its latents is brought to mean 0 and deviation 1 over the training set (section 4.3.2 and appendix D.1
+    bring all of them to one deviation).
+
+    With a text encoder the network is told a caption: its tokens' states by cross-attention
+    (`encoder_hidden_states`, `encoder_attention_mask`), and its pooled vector in the place of a label
+    (`class_labels`), where the network has a projection for it. Nothing said is the empty caption.
+
+    What frozen parts make of the items is computed once before training and kept in the cache under their hashes, if
+    the data shows each item in one form; else at each step.
+
+    Args:
+        network: on latents, called as network(sample, timestep, class_labels), or with the arguments above: diffusers'
+            UNet2DModel or UNet2DConditionModel.
+        process: VP or Flow.
+        shape: [C, H, W] of the pictures.
+        first_stage: a frozen part, see LatentCoder.
+        latent_shape: of its latents, for those who build networks by it; asserted.
+        text: TextEncoder; or null.
+        latent_mean: of each channel of the latents, or one number; null: measured.
+        latent_std: likewise.
+        prediction: see DiffusionModel, as the next three.
+        caption_drop: share of training items whose caption or label is dropped, which guidance needs.
+        compute_once: whether latents and states of texts are computed before training.
+
+    Attributes:
+        latent_mean, latent_std: float32 [c, 1, 1], part of the state.
+
+    Raises:
+        ConfigError: a combination without meaning.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        shape: Sequence[int],
+        first_stage: Frozen,
+        latent_shape: Sequence[int],
+        text: TextEncoder | None = None,
+        latent_mean: float | None = None,
+        latent_std: float | None = None,
+        prediction: Prediction = "v",
+        weighting: Weighting = "own",
+        num_classes: int | None = None,
+        caption_drop: Annotated[float, "ge 0, lt 1"] = 0.1,
+        channels_last: bool = False,
+        compute_once: bool = True,
+        chunk_size: int = 16,
+    ) -> None:
+        if text is not None and num_classes:
+            raise ConfigError("model.text and model.num_classes: a model is told captions or labels; set one to null")
+        super().__init__(
+            network, process, latent_shape, prediction, weighting, num_classes, caption_drop, channels_last, chunk_size
+        )
+        self.first_stage, self.coder = first_stage, LatentCoder(first_stage, shape)
+        self.text, self.compute_once = text, compute_once
+        if self.coder.latent_shape != self.shape:
+            raise ConfigError(
+                f"model.latent_shape={list(self.shape)}: latents of {first_stage.source} are "
+                f"{list(self.coder.latent_shape)}"
+            )
+        self.conditions = (*((Caption(), Negative()) if text else self.conditions[:-2]), *self.edits(shape))
+        self.reads = ("image", "caption") if text else self.reads
+        channels = (self.shape[0], 1, 1)
+        self.measured = latent_mean is not None and latent_std is not None
+        self.register_buffer("latent_mean", torch.full(channels, latent_mean or 0.0))
+        self.register_buffer("latent_std", torch.full(channels, latent_std or 1.0))
+        config: Any = getattr(network, "config", {})
+        self.tells_pooled = text is not None and config.get("class_embed_type") is not None
+
+    @property
+    def longest_caption(self) -> int | None:
+        """Most tokens of a caption that the text encoder reads."""
+        return None if self.text is None else self.text.room(self.tokenizer)
+
+    # ---- latents
+
+    def from_picture(self, image: Tensor) -> Tensor:
+        """Pictures [B, C, H, W] in [-1, 1] -> latents [B, *shape], of mean 0 and deviation 1."""
+        with torch.no_grad():
+            return (self.coder.encode(image) - self.latent_mean) / self.latent_std
+
+    def to_picture(self, x_0: Tensor) -> Tensor:
+        return self.coder.decode(x_0 * self.latent_std + self.latent_mean)
+
+    def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The pictures, and what the first stage makes of them: no sample can be better."""
+        return batch["image"], self.to_picture(self.from_picture(batch["image"]))
+
+    def clean(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if "latent" in batch:
+            return (batch["latent"] - self.latent_mean) / self.latent_std
+        return self.from_picture(batch["image"])
+
+    # ---- captions
+
+    def told(self, rows: Mapping[str, Tensor], count: int) -> tuple[Told, Told]:
+        if self.text is None:
+            return super().told(rows, count)
+        unsaid = torch.full((1, 1), -1, device=self.device)
+        null = self._states(rows["negative"]) if "negative" in rows else self._states(unsaid)
+        if f"{TEXT}states" in rows:
+            said = TextStates(*(rows[TEXT + name] for name in TextStates._fields))
+        elif "caption" in rows:
+            said = self._states(rows["caption"])
+        else:
+            said = null
+        longest = max(said.states.shape[1], null.states.shape[1])
+        told, nothing = (self._arguments(states, count, longest) for states in (said, null))
+        return (nothing if said is null else told), nothing
+
+    def _states(self, caption: Tensor) -> TextStates:
+        assert self.text is not None
+        return self.text(caption, self.tokenizer)
+
+    def _arguments(self, text: TextStates, count: int, longest: int) -> Told:
+        """Arguments of the network from states of B or 1 texts: B rows, `longest` tokens."""
+        more = longest - text.states.shape[1]
+        states = nn.functional.pad(text.states, (0, 0, 0, more)).expand(count, -1, -1)
+        told = {"encoder_hidden_states": states}
+        if self.text is not None and not self.text.fixed:
+            told["encoder_attention_mask"] = nn.functional.pad(text.mask, (0, more)).expand(count, -1)
+        return told | ({"class_labels": text.pooled.expand(count, -1)} if self.tells_pooled else {})
+
+    # ---- before training
+
+    def prepare(self, data: Any, device: torch.device) -> None:
+        once = self.compute_once and not getattr(data, "varies", False) and not getattr(data, "random_flip", False)
+        for split in ("train", "val") if once else ("train",):
+            if once or not self.measured:
+                rows = self._computed(data, split, "latents", self.first_stage.sha256, self._latent_rows, device)
+            if not self.measured and split == "train":
+                values = rows["latent"].transpose(0, 1).flatten(1).double()
+                self.latent_mean.copy_(values.mean(1)[:, None, None])
+                self.latent_std.copy_(values.std(1)[:, None, None])
+            if once and self.text is not None and self.text.frozen:
+                key = self.text.identity(self.tokenizer)
+                rows = rows | self._computed(data, split, "texts", key, self._text_rows, device)
+            for name, values in rows.items() if once else ():
+                data.attach(split, name, values)
+
+    def _latent_rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"latent": self.coder.encode(batch["image"])}
+
+    def _text_rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        states = self._states(batch["caption"])
+        more = self.text.longest - states.states.shape[1] if self.text else 0
+        padded = TextStates(nn.functional.pad(states.states, (0, 0, 0, more)), nn.functional.pad(states.mask, (0, more)), states.pooled)  # fmt: skip
+        return {TEXT + name: value for name, value in padded._asdict().items()}
+
+    @torch.no_grad()
+    def _computed(
+        self, data: Any, split: str, what: str, key: str, rows_of: Callable[[Any], dict[str, Tensor]],
+        device: torch.device,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Rows of all items of a split, from the cache or into it."""
+        import safetensors.torch
+
+        def make(folder: Any) -> None:
+            source, parts = data.source(split), []
+            for ids in tqdm(torch.arange(len(source)).split(CHUNK), f"{what} of {split}", leave=False):
+                raw = {"id": ids, "position": ids, **source.batch(ids, torch.zeros_like(ids))}
+                batch = data.finish({name: value.to(device) for name, value in raw.items()}, "test")
+                parts.append({name: value.cpu() for name, value in rows_of(batch).items()})
+            whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            longest = int(whole[f"{TEXT}mask"].sum(1).max()) if f"{TEXT}mask" in whole else None
+            cut = {name: rows[:, :longest] if name in (f"{TEXT}mask", f"{TEXT}states") else rows for name, rows in whole.items()}  # fmt: skip
+            safetensors.torch.save_file({name: rows.contiguous() for name, rows in cut.items()}, folder / "rows.safetensors")
+
+        identity = digest([what, key, data.manifest.identity(split)])
+        folder = made_once(cache_root() / "computed" / f"{what}-{identity[:24]}", make)
+        return safetensors.torch.load_file(folder / "rows.safetensors")
