@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,15 @@ from genlab.cli.build import set_threads
 from genlab.cli.condition_values import read_conditions
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place
+from genlab.conditions import Negative, TextCondition
 from genlab.decoding.stream import Streamed
+from genlab.diffusion.trace import Traced
 from genlab.errors import ConfigError
 from genlab.evaluation import generate
+from genlab.modality import Video
 from genlab.models.base import GenerativeModel
+
+TRACE_RATE = 8.0  # steps a second
 
 
 def sample(config: DictConfig) -> Path:
@@ -30,27 +37,38 @@ def sample(config: DictConfig) -> Path:
     set_chunk_size(loaded, config.chunk_size)
     model, sampler = loaded.generative, choose_sampler(loaded, config.get("sampler"))
     wanted = wanted_conditions(config, model)
-    seeds = torch.arange(config.n) + config.seed
+    n, columns = config.n, config.columns
+    seeds = torch.arange(n) + config.seed
+    if config.each is not None:  # a row of seeds for each value
+        values = max((len(value) for value in wanted.values() if isinstance(value, list)), default=1)
+        n, columns, seeds = values * config.each, config.each, seeds[:1] + torch.arange(config.each).repeat(values)
+        wanted = {name: _each(value, config.each) for name, value in wanted.items()}
     used = sampler or model.sampler
-    streamed = _streamed(loaded, used, config.n, here.world) if config.stream else None
-    samples = generate(model, seeds, loaded.condition(config.n, wanted), streamed or sampler)
+    streamed = _streamed(loaded, used, n, here.world) if config.stream else None
+    traced = _traced(model, used, here.world) if config.trace else None
+    with in_precision(config.precision, model.device):
+        samples = generate(model, seeds, loaded.condition(n, wanted), streamed or traced or sampler)
     meta = {
         "model": str(loaded.config.name),
         "run": loaded.directory.path.name,
         "checkpoint": f"{loaded.checkpoint.name} at {model.samples_seen} samples, {loaded.weights} weights",
         "sampler": f"{type(used).__name__} {used}",
         "chunk_size": model.chunk_size,
-    }
+    } | ({} if config.precision is None else {"precision": config.precision})
     name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items())])
     out = Path(config.out) if config.out else loaded.directory.path / "samples" / name
     if here.rank:
         return out
     out.mkdir(parents=True, exist_ok=True)
     known = model.shown(samples.condition)
-    shown = save_samples(out / "grid", samples, known, config.columns, meta)
-    for i in range(len(samples)):
-        own = {"seed": config.seed + i, **{name: values[i] for name, values in known.items()}}
-        samples.modality.save(out / f"{config.seed + i:06d}", samples.data[i], meta | own)
+    shown = save_samples(out / "grid", samples, known, columns, meta)
+    for i, seed in enumerate(seeds.tolist()):
+        own = {"seed": seed, **{name: values[i] for name, values in known.items()}}
+        stem = f"{seed:06d}" if config.each is None else f"{i // config.each:03d}-{seed:06d}"
+        samples.modality.save(out / stem, samples.data[i], meta | own)
+    if traced is not None:
+        video = Video(TRACE_RATE)
+        video.show(out / "steps", video.to_data(traced.pictures(n, model.to_picture)), columns, meta)  # type: ignore[operator, arg-type]
     if streamed is None and (text := samples.modality.text(samples.data)) is not None:
         print(text)
     print(f"{len(samples)} samples in {out}; see {shown}")
@@ -64,8 +82,16 @@ def wanted_conditions(config: DictConfig, model: GenerativeModel) -> dict[str, A
     Raises:
         ConfigError: one is said twice; a file that cannot be read or holds a value that cannot be.
     """
-    container: Any = OmegaConf.to_container(config.condition, resolve=True)
-    wanted = {name: value for name, value in container.items() if value is not None}
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    wanted = {name: value for name, value in whole["condition"].items() if value is not None}
+    for key, kind in (("prompt", TextCondition), ("negative", Negative)):
+        if (value := whole.get(key)) is not None:
+            name = next((known.name for known in model.conditions if isinstance(known, kind)), None)
+            if name is None:
+                raise ConfigError(f"{key}={value}: {type(model).__name__} is told no text")
+            if name in wanted:
+                raise ConfigError(f"{key} and condition.{name} are the same: give one of them")
+            wanted[name] = value
     if config.conditions is not None:
         for name, values in read_conditions(Path(config.conditions), model).items():
             if name in wanted:
@@ -74,10 +100,39 @@ def wanted_conditions(config: DictConfig, model: GenerativeModel) -> dict[str, A
     return wanted
 
 
+def _each(value: Any, each: int) -> Any:
+    """Each value of a list so many times; what is said of all items stays."""
+    return [one for one in value for _ in range(each)] if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
+    """Autocast to half precision within it; None or 32-true: none."""
+    if precision in (None, "32-true"):
+        yield
+        return
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    with torch.autocast(device.type, dtype):
+        yield
+
+
 def _short(value: Any) -> str:
     """A value as part of a folder's name: itself where it is a short word, else eight digits of its hash."""
     text = str(value)
     return text if re.fullmatch(r"[\w.]{1,16}", text) else hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _traced(model: GenerativeModel, sampler: Any, ranks: int) -> Traced:
+    """The sampler, keeping what each step expects.
+
+    Raises:
+        ConfigError: a model that does not make its items step by step; several ranks.
+    """
+    if not hasattr(model, "to_picture"):
+        raise ConfigError(f"trace=true: {type(model).__name__} does not make pictures step by step; leave it out")
+    if ranks != 1:
+        raise ConfigError("trace=true keeps the steps of one process: take devices=1")
+    return Traced(sampler)
 
 
 def _streamed(loaded: LoadedRun, sampler: Any, n: int, ranks: int) -> Streamed:

@@ -104,7 +104,12 @@ class Sample(FromRun):
     n: Positive
     condition: dict[str, int | float | str | list[int | float | str] | None] = {}
     conditions: str | None = None
+    prompt: str | list[str] | None = None
+    negative: str | list[str] | None = None
+    each: Positive | None = None
     stream: bool = False
+    trace: bool = False
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = None
     out: str | None = None
     columns: Positive = 8
 
