@@ -198,7 +198,8 @@ def find_unfinished(
 
 
 def find_run(run: str, runs_dir: Path) -> RunDirectory:
-    """A run by path (or an export), by folder name, or the newest one by the word "last"; then weights of the cache.
+    """A run by path (or an export), by folder name, or the newest one by the word "last" or by what it is named in its
+    configuration (an experiment); then weights of the cache.
 
     Raises:
         ConfigError: there is no such run; names the newest ones.
@@ -208,7 +209,7 @@ def find_run(run: str, runs_dir: Path) -> RunDirectory:
     runs = [r for r in list_runs(runs_dir) if r.config.is_file()]
     if run == "last" and runs:
         return runs[-1]
-    named = [r for r in runs if r.path.name == run]
+    named = [r for r in runs if re.fullmatch(re.escape(run) + r"(-\d{6}-\w{4})?", r.path.name)]
     if named:
         return named[-1]
     if (cached := folder_or_cached(run) / "config.json").is_file():
