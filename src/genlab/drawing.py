@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,41 @@ def grid(images: Tensor, nrow: int = 8) -> Image.Image:
     return to_picture(sheet).resize((sheet.shape[1] * by, sheet.shape[0] * by), Image.Resampling.NEAREST)
 
 
-def save_grid(path: str | Path, images: Tensor, nrow: int = 8, meta: Mapping[str, Any] | None = None) -> None:
-    """Writes uint8 [N, C, H, W] as one PNG; `meta`: what made them."""
-    write_png(path, grid(images, nrow), meta or {})
+def captioned(picture: Image.Image, cell: tuple[int, int], captions: Sequence[str], columns: int) -> Image.Image:
+    """A grid with a text under each of its images, in at most two lines.
+
+    Args:
+        picture: see `grid`.
+        cell: height and width of an image and the gap after it, in its pixels.
+    """
+    height, width = cell
+    lines = [textwrap.wrap(text, max(8, width // 6), max_lines=2, placeholder="...") for text in captions]
+    more, font = 12 * max(map(len, lines)) + 4, ImageFont.load_default(10)
+    rows = math.ceil(len(captions) / columns)
+    sheet = Image.new("RGB", (picture.width, rows * (height + more)), (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    for row in range(rows):
+        sheet.paste(picture.crop((0, row * height, picture.width, (row + 1) * height)), (0, row * (height + more)))
+    for i, words in enumerate(lines):
+        at = (i % columns * width + width // 2, i // columns * (height + more) + height)
+        draw.multiline_text(at, "\n".join(words), fill=(0, 0, 0), font=font, anchor="ma", spacing=1, align="center")
+    return sheet
+
+
+def save_grid(
+    path: str | Path,
+    images: Tensor,
+    nrow: int = 8,
+    meta: Mapping[str, Any] | None = None,
+    captions: Sequence[str] = (),
+) -> None:
+    """Writes uint8 [N, C, H, W] as one PNG, with texts under them where there are any; `meta`: what made them."""
+    picture = grid(images, nrow)
+    if any(captions):
+        by = enlargement(*images.shape[2:])
+        height, width = ((side + GAP) * by for side in images.shape[2:])
+        picture = captioned(picture, (height, width), captions, min(nrow, len(images)))
+    write_png(path, picture, meta or {})
 
 
 def save_png(path: str | Path, image: Tensor, meta: Mapping[str, Any] | None = None) -> None:

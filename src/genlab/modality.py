@@ -152,7 +152,9 @@ class Image(Modality):
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
     def show(self, stem: Path, data: Tensor, columns: int, meta: Meta, captions: Sequence[str] = ()) -> Path:
-        drawing.save_grid(path := _with(stem, ".png"), data, columns, meta)
+        # A label stands in the columns of a grid already; words are written under the picture.
+        words = ["" if text.rpartition(" ")[2].isdigit() else text.partition(" ")[2] for text in captions]
+        drawing.save_grid(path := _with(stem, ".png"), data, columns, meta, words)
         return path
 
     def log(self, media: Media, data: Any, shown: Path, samples: int, columns: Mapping[str, Sequence[Any]]) -> None:
