@@ -55,7 +55,8 @@ def captioned(picture: Image.Image, cell: tuple[int, int], captions: Sequence[st
     sheet = Image.new("RGB", (picture.width, rows * (height + more)), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(sheet)
     for row in range(rows):
-        sheet.paste(picture.crop((0, row * height, picture.width, (row + 1) * height)), (0, row * (height + more)))
+        part = picture.crop((0, row * height, picture.width, min((row + 1) * height, picture.height)))
+        sheet.paste(part, (0, row * (height + more)))
     for i, words in enumerate(lines):
         at = (i % columns * width + width // 2, i // columns * (height + more) + height)
         draw.multiline_text(at, "\n".join(words), fill=(0, 0, 0), font=font, anchor="ma", spacing=1, align="center")
