@@ -156,8 +156,10 @@ def make_text_encoder(folder: Path, vocab_size: int, width: int = 16) -> Path:
     from transformers.models.bert import BertConfig, BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(vocab_size, width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(folder)
     return folder
 
 

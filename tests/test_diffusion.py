@@ -197,12 +197,12 @@ def test_guidance() -> None:
         calls.append(label.tolist())
         return x * (1 + label.view(-1, 1)) + t.view(-1, 1)
 
-    x, t, label = torch.randn(2, 3), torch.tensor([5.0, 5.0]), torch.tensor([0, 1])
-    assert torch.equal(guided(network, x, t, label, 9, 1.0), network(x, t, label))
-    null = guided(network, x, t, label, 9, 0.0)
+    x, t, label, nulls = torch.randn(2, 3), torch.tensor([5.0, 5.0]), torch.tensor([0, 1]), torch.tensor([9, 9])
+    assert torch.equal(guided(network, x, t, label, nulls, 1.0), network(x, t, label))
+    null = guided(network, x, t, label, nulls, 0.0)
     assert torch.equal(null, network(x, t, torch.tensor([9, 9])))
     calls.clear()
-    torch.testing.assert_close(guided(network, x, t, label, 9, 3.0), null + 3 * (network(x, t, label) - null))
+    torch.testing.assert_close(guided(network, x, t, label, nulls, 3.0), null + 3 * (network(x, t, label) - null))
     assert calls[0] == [0, 1, 9, 9]
     assert (with_null(10), with_null(0), with_null(None)) == (11, None, None)
     # combining v is combining eps: (alpha v + ...) is affine
@@ -485,7 +485,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.weighting"):
         DiffusionModel(Line(), VP(), [1, 8, 8], "eps", weighting="snr")  # type: ignore[arg-type]
     plain = DiffusionModel(Line(), VP(), [1, 8, 8])
-    assert plain.conditions == ()
+    assert [known.name for known in plain.conditions] == ["image", "mask"]
     with pytest.raises(ConfigError, match="guidance_scale"):
         plain.generate(torch.arange(2), None, DDIM(guidance_scale=2.0))
     with pytest.raises(ConfigError, match=r"condition\.label"):

@@ -259,4 +259,4 @@ def test_sample_command(run: LoadedRun, tmp_path: Path) -> None:
     half = made("prompt=square 2", "n=1", "precision=bf16-mixed", f"out={tmp_path / 'c'}")
     assert read_meta(half / "000000.png")["precision"] == "bf16-mixed"
     with pytest.raises(ConfigError, match="the same: give one"):
-        made("prompt=square 2", "condition.caption=square 1")
+        made("prompt=square 2", "+condition.caption=square 1")
