@@ -121,7 +121,7 @@ def test_it_is_evaluated_by_a_metric_of_ones_own(folder: Path, trained: Path, re
         (["conditions=x.jsonl"], '{"turn": 0.1}\n{"label": 1}\n', "x.jsonl:2: expected turn, as in the lines before"),
         (["conditions=x.jsonl"], '{"turn": 0.1}\n[3]\n', "x.jsonl:2: expected an object of conditions, such as"),
         (["conditions=x.txt", "condition.turn=0"], "0.1\n", "condition.turn and conditions=x.txt: give one of them"),
-        (["prompt=x"], "", "unknown key 'prompt'"),
+        (["prompt=x"], "", "prompt=x: CurveModel is told no text"),
     ],
 )  # fmt: skip
 def test_bad_conditions_are_answered_in_one_line(
