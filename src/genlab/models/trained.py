@@ -87,6 +87,10 @@ class TrainedModel(pl.LightningModule, ABC):
                 f"reads {' and '.join(self.reads)}: choose other data, or another model"
             )
 
+    def prepare(self, data: Any, device: torch.device) -> None:
+        """Once before training: what is computed of the data by parts that are not trained (`data.attach`), and what
+        is measured of it. Nothing here; `device` is free for it."""
+
     def keys(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the noise of a batch is keyed by, int64 [B].
 

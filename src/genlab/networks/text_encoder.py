@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from genlab.data.manifest import digest
+from genlab.data.vocabulary import vocabulary_digest
 from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
 from genlab.networks.frozen import Frozen
@@ -72,6 +74,11 @@ class TextEncoder(nn.Module):
         """Whether its states of a text never change."""
         return isinstance(self.network, Frozen)
 
+    def identity(self, tokenizer: Any) -> str:
+        """sha256 in hex of all that decides the states of a text, of a frozen encoder."""
+        settings = [self.pool, self.normalise, self.longest, self.fixed, self.pad]
+        return digest([self.network.sha256, vocabulary_digest(tokenizer), *settings])
+
     def room(self, tokenizer: Any) -> int:
         """Most tokens of a text itself."""
         before, after = self.frame(tokenizer)
@@ -102,6 +109,11 @@ class TextEncoder(nn.Module):
         if self.normalise:
             pooled = self.width**0.5 * nn.functional.normalize(pooled, dim=1)
         return TextStates(states, torch.ones_like(mask) if self.fixed else mask, pooled)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
+        return self._on("cpu").get_input_embeddings().num_embeddings
 
     def framed(self, ids: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
         """What the network reads, int64 [B, L], and which of it is text and frame, bool [B, L]."""
