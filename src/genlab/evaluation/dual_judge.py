@@ -110,8 +110,8 @@ class DualJudge(Judge):
         def images(part: Tensor) -> Tensor:
             if list(part.shape[1:]) != list(shape):
                 raise ConfigError(
-                    f"judge.path={path} reads images {list(shape)}, these are {list(part.shape[1:])}: take a judge that "
-                    "was trained on such images"
+                    f"judge.path={path} reads images {list(shape)}, these are {list(part.shape[1:])}: take a judge "
+                    "that was trained on such images"
                 )
             return model.image_features(to_float(part).to(self.device))
 

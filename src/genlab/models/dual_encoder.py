@@ -28,7 +28,7 @@ class DualEncoder(TrainedModel):
         text: TextEncoder, whose pooled vector is taken; frozen or trained along.
         width: E, numbers of a vector in the common space.
         objective: from genlab.objectives.contrastive.
-        text_hidden: units of a hidden layer between a text's vector and the common space; 0: a linear map, as of images.
+        text_hidden: units of a layer between a text's vector and the common space; 0: a linear map, as of images.
         augment: (images, keys) -> images, in training: genlab.data.augment.Augment; or null.
     """
 

@@ -32,8 +32,8 @@ class PreNormBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Two strided convolutions to a quarter of the height and width, then residual blocks at each width, halving between
-    them, and the mean over positions: [B, C, H, W] in [-1, 1] -> [B, widths[-1]].
+    """Two strided convolutions to a quarter of the height and width, then residual blocks at each width, halving
+    between them, and the mean over positions: [B, C, H, W] in [-1, 1] -> [B, widths[-1]].
 
     Args:
         channels: C.

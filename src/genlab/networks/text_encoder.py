@@ -119,13 +119,13 @@ class TextEncoder(nn.Module):
         """What the network reads, int64 [B, L], and which of it is text and frame, bool [B, L]."""
         before, after = self.frame(tokenizer)
         begin, room = len(before), self.room(tokenizer)
-        ids = ids[:, :room]
-        lengths = (ids != ENDED).sum(1)
-        width = self.longest if self.fixed else begin + len(after) + int(lengths.max())
+        lengths = (ids[:, :room] != ENDED).sum(1)
+        ids = ids[:, : int(lengths.max())]  # a batch may be as wide as the longest text of its split
+        width = self.longest if self.fixed else begin + len(after) + ids.shape[1]
         tokens = ids.new_full((len(ids), width), after[-1] if self.pad is None else self.pad)
         tokens[:, :begin] = ids.new_tensor(before)
         body = tokens[:, begin : begin + ids.shape[1]]
-        body.copy_(torch.where(ids == ENDED, body, ids)[:, : body.shape[1]])
+        body.copy_(torch.where(ids == ENDED, body, ids))
         end = (begin + lengths)[:, None]
         tokens.scatter_(1, end, after[-1])
         return tokens, torch.arange(width, device=ids.device) <= end

@@ -1,7 +1,7 @@
 """Contrastive losses: an image and its text lie nearer to each other than to those of other pairs of the batch.
 
-The batch is a micro-batch over all ranks, whose vectors are gathered with their gradients: on any number of ranks losses
-and gradients are those of one process. Micro-batches that are accumulated are no negatives of each other.
+The batch is a micro-batch over all ranks, whose vectors are gathered with their gradients: on any number of ranks
+losses and gradients are those of one process. Micro-batches that are accumulated are no negatives of each other.
 """
 
 from __future__ import annotations

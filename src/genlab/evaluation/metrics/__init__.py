@@ -36,7 +36,7 @@ from genlab.evaluation.metrics.pairs import Summarisation, Translation
 __all__ = [
     "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "DualScore", "ImportanceWeightedNLL",
     "InceptionScore", "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric",
-    "NearestNeighbours", "NotApplicable", "PrecisionRecall", "Reconstruction", "Retrieval", "Summarisation", "TextBound",
-    "TextCoherence", "TextCopying", "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation",
-    "VariationalNLL", "VerseForm", "measure",
+    "NearestNeighbours", "NotApplicable", "PrecisionRecall", "Reconstruction", "Retrieval", "Summarisation",
+    "TextBound", "TextCoherence", "TextCopying", "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality",
+    "Translation", "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip

@@ -49,8 +49,8 @@ def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 class Retrieval(Given):
     """Shares of images whose caption is the nearest, or among the five nearest, of all distinct captions
-    (image_to_text_r1, _r5), and of distinct captions of the split of which a picture is (text_to_image_r1, _r5). For ties
-    see `places`.
+    (image_to_text_r1, _r5), and of distinct captions of the split of which a picture is (text_to_image_r1, _r5). For
+    ties see `places`.
 
     Args:
         captions: among which an image's is sought: those of the split, or of all splits of the data.
@@ -111,11 +111,11 @@ class Retrieval(Given):
 class DualScore(Metric):
     """How pictures fit the captions that they were made for, by a judge that was not trained with the model.
 
-    dual_score, the mean of the judge's numbers; dual_r1, the share of pictures to which their own caption is nearer than
-    any other of the data set, all splits; where the data tells its facts, dual_shape and dual_tone, the shares whose
-    nearest caption has the right name without its tone, and the right tone (of those that are to have one). After "real_"
-    the same of the reference split's own pictures: what can be reached. By a folder of CLIP the values are called clip_score
-    and so on.
+    dual_score, the mean of the judge's numbers; dual_r1, the share of pictures to which their own caption is nearer
+    than any other of the data set, all splits; where the data tells its facts, dual_shape and dual_tone, the shares
+    whose nearest caption has the right name without its tone, and the right tone (of those that are to have one). After
+    "real_" the same of the reference split's own pictures: what can be reached. By a folder of CLIP the values are
+    called clip_score and so on.
 
     Args:
         judge: see DualJudge.
