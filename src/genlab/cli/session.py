@@ -32,6 +32,7 @@ from genlab.cli.build import (
     build_data,
     build_model,
     build_protocol,
+    choose_device,
     check_data,
     check_resumable,
     load_config,
@@ -113,6 +114,8 @@ def train_session(run: RunDirectory) -> None:
         checkpoint, path = read_checkpoint(source, "last")
         load_weights(model, checkpoint, config.weights, path)
         model.samples_seen = model.updates = 0
+    device = choose_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
+    model.prepare(data, torch.device("cuda", here.local) if device.type == "cuda" else device)
     if here.rank == 0:
         if data.tokenizer is not None:
             data.tokenizer.save(str(run.path / "tokenizer.json"))
