@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from isolation import isolated, without_curves, worker
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from processes import as_a_process, server, together
 
 from genlab.cli.check import check
@@ -102,6 +103,16 @@ def make_pairs(path: Path, count: int = 60) -> Path:
     return path
 
 
+def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
+    """Image files of `make_images`, and a .txt beside each: "square 0" to "square 9" (19 tokens of characters)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with np.load(make_images(folder.with_suffix(".npz"), shape, count=count)) as file:
+        for i, (image, label) in enumerate(zip(file["image"], file["label"], strict=True)):
+            Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(folder / f"{i:02}.png")
+            (folder / f"{i:02}.txt").write_text(f"square {label}\n")
+    return folder
+
+
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml as train.py would have it, checked, debug overlay applied."""
     GlobalHydra.instance().clear()
@@ -120,6 +131,10 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     """Overrides that put data made here in the place of a config's data set, with the same facts."""
     folder.mkdir(parents=True, exist_ok=True)
     data = config.data
+    if "max_caption" in data:
+        path = make_captioned(folder / "captioned", data.shape)
+        return ["data=captioned_folder", f"data.root={path}", f"data.shape={list(data.shape)}",
+                "data.tokenizer=characters", "data.vocab_size=19"]  # fmt: skip
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
         return [
