@@ -127,6 +127,42 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
     return with_debug(whole, choices)
 
 
+def small_parts(config: DictConfig, folder: Path) -> list[str]:
+    """Overrides that put folders made here in the place of a model's frozen parts."""
+    model, overrides = config.model, []
+    if "first_stage" in model:
+        stage = make_first_stage(folder / "first_stage", config.data.shape, model.latent_shape)
+        overrides.append(f"model.first_stage.path={stage}")
+    if model.get("text") is not None:
+        overrides += [f"model.text.network.path={make_text_encoder(folder / 'text', 19)}", "model.text.width=16"]
+    return overrides
+
+
+def make_first_stage(folder: Path, shape: Sequence[int], latent_shape: Sequence[int]) -> Path:
+    """A folder of diffusers' AutoencoderKL with random weights."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    levels = (shape[1] // latent_shape[1]).bit_length()
+    AutoencoderKL(
+        shape[0], shape[0], ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels, (8,) * levels,
+        latent_channels=latent_shape[0], norm_num_groups=4, sample_size=shape[1],
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def make_text_encoder(folder: Path, vocab_size: int, width: int = 16) -> Path:
+    """A folder of transformers' BERT with random weights."""
+    from transformers.models.bert import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
 def small_data(config: DictConfig, folder: Path) -> list[str]:
     """Overrides that put data made here in the place of a config's data set, with the same facts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +170,7 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     if "max_caption" in data:
         path = make_captioned(folder / "captioned", data.shape)
         return ["data=captioned_folder", f"data.root={path}", f"data.shape={list(data.shape)}",
-                "data.tokenizer=characters", "data.vocab_size=19"]  # fmt: skip
+                "data.tokenizer=characters", "data.vocab_size=19", "data.vocabulary=null"]  # fmt: skip
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
         return [
@@ -194,7 +230,7 @@ def small_run(chosen: str, folder: Path, *overrides: str, shipped: bool = False)
     """
     small = () if shipped else SMALL.get(chosen, ())
     base = (chosen, "trainer=debug", "logger=none", "evaluation=none")
-    data = small_data(_composed(base), folder)
+    data = [*small_data(_composed(base), folder), *small_parts(_composed(base), folder)]
     return compose_train([*base, f"runs_dir={folder / 'runs'}", *data, "data.num_workers=0", *small, *overrides])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -252,7 +253,7 @@ def test_a_frozen_encoder_reads_each_caption_once(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("GENLAB_DATA", str(tmp_path / "cache"))
     text_encoder(pooler=True).network.save_pretrained(tmp_path / "bert")  # type: ignore[union-attr, operator]
     ours = model()
-    ours.text = TextEncoder(FrozenPart(str(tmp_path / "bert")), 8, longest=40)  # type: ignore[assignment]
+    ours.text = TextEncoder(FrozenPart(str(tmp_path / "bert")), 8, longest=40)
     attached: dict[str, Tensor] = {}
     source = data()
     source.attach = lambda split, name, rows: attached.update({split: rows})
@@ -292,11 +293,19 @@ def test_a_vision_model_of_a_folder(tmp_path: Path) -> None:
         ImageEncoder(3, widths=(12, 24))
 
 
-def test_items_that_it_cannot_read_are_refused() -> None:
+def test_items_that_it_cannot_read_are_refused(tmp_path: Path) -> None:
     ours, source = model(), data()
     source.tokenizer = Alphabet("abcdefghijklmnopqrstuvwxyz, ").tokenizer()
-    words = rf"knows {LETTERS.get_vocab_size()} tokens, data=pictures has 28: set data\.vocabulary to"
-    with pytest.raises(ConfigError, match=words):
+    words = f"model.text knows {LETTERS.get_vocab_size()} tokens, data=pictures has 28; give it as many"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        ours.check_items(source)
+    folder = tmp_path / "bert"
+    text_encoder(pooler=True).network.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    LETTERS.save(str(folder / "tokenizer.json"))
+    ours.text = TextEncoder(FrozenPart(str(folder)), 8, longest=40)
+    ours.check_items(data())
+    words = f"of {folder} has learned other tokens than those of data=pictures: set data.vocabulary={folder}"
+    with pytest.raises(ConfigError, match=re.escape(words)):
         ours.check_items(source)
     bare = SimpleNamespace(name="bare", source=lambda _: SimpleNamespace(batch=lambda *_: {"image": pictures()}))
     with pytest.raises(ConfigError, match="its items have no caption, only image; DualEncoder reads image and caption"):
@@ -325,8 +334,9 @@ def test_retrieval(captions: Any) -> None:
     ours, source = model(), data()
     protocol = Protocol(metrics={"retrieval": Retrieval(captions, batch=3)}, reference_split="test")
     record = evaluate(ours, source, protocol, progress=False)
-    images = ours.image_features(to_float(pictures()))[[0, 2, 3, 5]]
-    gallery = {name: ours.text_features(padded([LETTERS.encode(name).ids]))[0] for name in dict.fromkeys(NAMES)}
+    images = ours.image_features(to_float(pictures())).detach()[[0, 2, 3, 5]]
+    names = list(dict.fromkeys(NAMES))
+    gallery = {name: ours.text_features(padded([LETTERS.encode(name).ids])).detach()[0] for name in names}
     asked = [NAMES[i] for i in (0, 2, 3, 5)]
     among = dict.fromkeys(asked) if captions == "split" else gallery
     right = [
@@ -401,7 +411,7 @@ def test_clip_score_is_that_of_transformers(tmp_path: Path) -> None:
     ids = torch.tensor([row + [row[-1]] * (50 - len(row)) for row in encoded])  # CLIP's own padding
     with torch.no_grad():
         out = network(input_ids=ids, pixel_values=(pictures() / 255 - mean) / std)
-    cosine = out.logits_per_image / network.logit_scale.exp()
+        cosine = out.logits_per_image / network.logit_scale.exp()
     own = [names.index(name) for name in NAMES]
     values = record["values"]
     expected = 2.5 * cosine[torch.arange(6), own].clamp(min=0).double()

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.data.computed import computed_rows
-from genlab.errors import ConfigError
 from genlab.models.trained import TrainedModel
 from genlab.networks.text_encoder import TextEncoder
 from genlab.objectives.contrastive import Contrastive, compare, keys_of
@@ -56,22 +55,14 @@ class DualEncoder(TrainedModel):
         return self.objective.logit_scale
 
     def check_items(self, data: Any) -> None:
-        """Also that the text encoder has the data's tokens.
-
-        Raises:
-            ConfigError: see TrainedModel; fewer tokens than the data.
-        """
+        """Also that the text encoder has learned the data's tokens."""
         super().check_items(data)
-        tokens, known = data.tokenizer.get_vocab_size(), self.text.vocabulary
-        if tokens > known:
-            raise ConfigError(
-                f"model.text knows {known} tokens, data={data.name} has {tokens}: set data.vocabulary to the folder or "
-                "name of the text encoder, or make it as large as data.vocab_size"
-            )
+        self.text.check_vocabulary(data)
 
     def prepare(self, data: Any, device: torch.device) -> None:
         """Attaches what a frozen text encoder makes of the captions."""
-        for split in ("train", "val") if self.text.frozen else ():
+        once = self.text.frozen and not getattr(data, "varies", False)  # one caption an item
+        for split in ("train", "val") if once else ():
             key = self.text.identity(data.tokenizer)
             rows = computed_rows(data, split, "captions", key, lambda batch: {POOLED: self._pooled(batch)}, device)
             data.attach(split, POOLED, rows[POOLED])
