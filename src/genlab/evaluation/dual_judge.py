@@ -99,12 +99,12 @@ class DualJudge(Judge):
         from genlab.cli.load import load_run
 
         loaded = load_run(path, self.weights, device=str(self.device))
-        model: Any = loaded.model
-        if not isinstance(model, PairFeatures):
+        if not isinstance(loaded.model, PairFeatures):
             raise ConfigError(
-                f"judge.path={path}: {type(model).__name__} has no vectors of images and texts; name a run of a dual "
+                f"judge.path={path}: {type(loaded.model).__name__} has no vectors of images and texts; name a run of a dual "
                 "encoder (python train.py experiment=dual_emoji), or a folder of CLIP"
             )
+        model: Any = loaded.model
         shape = OmegaConf.select(loaded.config, "data.shape")
 
         def images(part: Tensor) -> Tensor:
