@@ -109,7 +109,9 @@ def test_a_batch_of_emoji(drawings: None, capsys: pytest.CaptureFixture[str]) ->
 def test_emoji_hold_out_compositions_and_names(drawings: None) -> None:
     data, twitter = emoji_of(), emoji_of(drawing="twitter")
     items = {split: [(fact["name"], fact["tone"]) for fact in data.facts(split)] for split in SPLITS}
-    gestures = [n.lower() for n, kind in EMOJI.items() if kind[1] in ("hand-fingers-open", "body-parts") if n != "BRAIN"]
+    gestures = [
+        n.lower() for n, kind in EMOJI.items() if kind[1] in ("hand-fingers-open", "body-parts") if n != "BRAIN"
+    ]
     held = [item for item in items["test"] if item[0] not in HEARTS]
     assert sorted(name for name, _ in held) == sorted(gestures)
     assert all(tone for _, tone in held)
@@ -131,12 +133,12 @@ def test_emoji_hold_out_compositions_and_names(drawings: None) -> None:
 
 
 def test_groups_of_emoji(drawings: None) -> None:
-    whole, data = emoji_of(), emoji_of(groups=["hand", "smiley"], vocab_size=33)
+    whole, data = emoji_of(), emoji_of(groups=["hand", "smiley"], vocab_size=36)
     for split in SPLITS:
         expected = [fact for fact in whole.facts(split) if fact["group"] in ("hand", "smiley")]
         assert data.facts(split) == expected
     assert data.source("train").labels.unique().tolist() == [0, 2]  # type: ignore[union-attr]
-    smileys = emoji_of(groups=["smiley"], vocab_size=21)
+    smileys = emoji_of(groups=["smiley"], vocab_size=22)
     assert smileys.manifest.splits["test"]["from"] == "alias of val"
     assert smileys.source("test") is smileys.source("val")
     with pytest.raises(ConfigError, match=r"data\.groups: no group 'hands'; choose from hand, body, smiley"):
@@ -197,7 +199,7 @@ def folder_of(folder: Path) -> Path:
 
 
 def data_of(folder: Path, **options: Any) -> CaptionedFolder:
-    defaults = {"shape": [3, 6, 6], "tokenizer": "characters", "vocab_size": 26, "batch_size": 5, "seed": 3}
+    defaults = {"shape": [3, 6, 6], "tokenizer": "characters", "vocab_size": 25, "batch_size": 5, "seed": 3}
     data = CaptionedFolder("mine", root=str(folder), **{"val_fraction": 0.2, **defaults, **options})
     data.setup()
     return data
@@ -226,7 +228,8 @@ def test_one_of_the_captions_is_drawn_in_each_epoch(tmp_path: Path) -> None:
     some = source.select(np.array([7, 2]))
     assert some.references(torch.tensor([1])) == [references[2]]
     assert torch.equal(
-        some.batch(torch.tensor([1]), torch.tensor([0]))["image"], source.batch(torch.tensor([2]), torch.tensor([0]))["image"]
+        some.batch(torch.tensor([1]), torch.tensor([0]))["image"],
+        source.batch(torch.tensor([2]), torch.tensor([0]))["image"],
     )
 
 
@@ -235,7 +238,10 @@ def test_resident_equals_loader(tmp_path: Path, workers: int) -> None:
     folder = folder_of(tmp_path / "a")
     resident = data_of(folder)
     loaders = data_of(folder, resident_max=0, num_workers=workers), data_of(folder, cache_max=0)  # decoded when drawn
-    assert (resident.manifest.splits["train"]["same_pictures"], loaders[0].manifest.splits["train"]["same_pictures"]) == (
+    assert (
+        resident.manifest.splits["train"]["same_pictures"],
+        loaders[0].manifest.splits["train"]["same_pictures"],
+    ) == (
         0,
         None,
     )
@@ -254,11 +260,21 @@ def test_tables_say_the_same_as_files_beside_the_images(tmp_path: Path) -> None:
         csv.writer(file).writerows([("caption", "file"), *((text, name) for name, text in rows)])
     one = [{"file_name": name, "text": text} for name, text in rows]
     lists = [{"file_name": n, "text": s if i % 2 else s[0]} for i, (n, s) in enumerate(zip(names, WORDS, strict=True))]
-    rest = [{"file_name": n, "text": t} for i, (n, s) in enumerate(zip(names, WORDS, strict=True)) if not i % 2 for t in s[1:]]
+    rest = [
+        {"file_name": n, "text": t}
+        for i, (n, s) in enumerate(zip(names, WORDS, strict=True))
+        if not i % 2
+        for t in s[1:]
+    ]
     for stem, records in (("one", one), ("lists", lists + rest)):
-        (folder / f"{stem}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        (folder / f"{stem}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records), encoding="utf-8"
+        )
     beside, fields = data_of(folder), {"file_field": "file_name", "caption_field": "text"}
-    tables = data_of(folder, captions="a.csv"), *(data_of(folder, captions=f"{s}.jsonl", **fields) for s in ("one", "lists"))
+    tables = (
+        data_of(folder, captions="a.csv"),
+        *(data_of(folder, captions=f"{s}.jsonl", **fields) for s in ("one", "lists")),
+    )
     for data in tables:
         assert data.manifest.splits == beside.manifest.splits
         assert data.facts("train") == beside.facts("train")
@@ -314,13 +330,31 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str, int]] = {  # what is w
         20,
     ),
     "row": (rows_of("{"), r"a\.jsonl:21: expected a JSON object", "broken row", 20),
-    "no list": (rows_of('{"file": "0/02.png", "caption": 3}'), r"a\.jsonl:21: the caption is no text", "broken row", 20),
-    "half": (rows_of(r'{"file": "0/02.png", "caption": "\ud800"}'), r"a\.jsonl:21: the capt.* no text", "broken row", 20),
+    "no list": (
+        rows_of('{"file": "0/02.png", "caption": 3}'),
+        r"a\.jsonl:21: the caption is no text",
+        "broken row",
+        20,
+    ),
+    "half": (
+        rows_of(r'{"file": "0/02.png", "caption": "\ud800"}'),
+        r"a\.jsonl:21: the capt.* no text",
+        "broken row",
+        20,
+    ),
     "missing": (rows_of('{"file": "9.png", "caption": "a"}'), r"a\.jsonl:21: no file '9\.png' in ", "no file", 20),
     "outside": (rows_of('{"file": "../b.png", "caption": "a"}'), r"21: no file '\.\./b\.png'", "no file", 20),
-    "empty": (rows_of('{"file": "0/02.png", "caption": " "}'), r"21: the caption of 02\.png is empty", "empty caption", 20),
+    "empty": (
+        rows_of('{"file": "0/02.png", "caption": " "}'),
+        r"21: the caption of 02\.png is empty",
+        "empty caption",
+        20,
+    ),
     "double": (
-        rows_of('{"file": "0/02.png", "caption": "thing 2"}'), r"21: 02\.png has this caption al", "same caption", 20
+        rows_of('{"file": "0/02.png", "caption": "thing 2"}'),
+        r"21: 02\.png has this caption al",
+        "same caption",
+        20,
     ),
 }
 
@@ -336,7 +370,7 @@ def test_what_is_wrong_is_refused_or_left_out(tmp_path: Path, fault: str, capsys
         data_of(folder, **options)
     assert "\n" not in str(refusal.value)
     for _ in range(2):  # what is broken is remembered
-        data = data_of(folder, faulty="drop", vocab_size=26, **options)
+        data = data_of(folder, faulty="drop", **options)
         assert data.manifest.filter["dropped"] == {cause: 1}
         assert len(data.source("train")) + len(data.source("val")) == left
         assert f"mine: left out of {folder}: {cause} 1" in capsys.readouterr().out
@@ -351,7 +385,11 @@ def test_bad_tables_and_folders(tmp_path: Path) -> None:
     for error, options, line in (
         (DataError, {"captions": "a.csv"}, r"a\.csv:2: expected as many cells as the header has; data\.faulty=drop"),
         (DataError, {"captions": "b.csv"}, r"b\.csv:2: expected as many cells"),
-        (ConfigError, {"captions": "c.csv"}, r"c\.csv:2: no field 'caption', only 'file', 'text'; set data\.file_field"),
+        (
+            ConfigError,
+            {"captions": "c.csv"},
+            r"c\.csv:2: no field 'caption', only 'file', 'text'; set data\.file_field",
+        ),
         (ConfigError, {"captions": "d.csv"}, r"d\.csv: no such file"),
         (ConfigError, {"captions": "d.tsv"}, r"data\.captions=d\.tsv: give a \.jsonl or a \.csv"),
         (ConfigError, {"faulty": "keep"}, r"data\.faulty=keep: choose one of refuse, drop"),
@@ -366,11 +404,11 @@ def test_bad_tables_and_folders(tmp_path: Path) -> None:
 
 
 def test_the_shipped_configurations_build(tmp_path: Path, drawings: None) -> None:
-    chosen = compose_train(["data=emoji", "data.tokenizer=characters", "data.vocab_size=38"])
+    chosen = compose_train(["data=emoji", "data.tokenizer=characters", "data.vocab_size=38", "data.batch_size=8"])
     data = build_data(chosen)
     data.setup()
     assert len(data.source("test")) == 7
-    small = compose_train(["data=emoji", *small_data(chosen, tmp_path / "small")])
+    small = compose_train(["data=emoji", *small_data(chosen, tmp_path / "small"), "data.batch_size=8"])
     other = build_data(small)
     other.setup()
     assert small.data._target_.endswith("CaptionedFolder")

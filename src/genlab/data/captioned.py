@@ -59,9 +59,7 @@ class Captioned(Source):
     spans: Tensor  # int64 [2, N]: first caption of each image, and how many it has
     seed: int | None = None
 
-    def __init__(
-        self, images: Source, captions: Sequence[Sequence[str]], facts: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, images: Source, captions: Sequence[Sequence[str]], facts: Sequence[Mapping[str, Any]]) -> None:
         self.images, self.captions, self.facts, self.origin = images, captions, facts, images.origin
 
     def encode(self, tokens_of: Callable[[list[str]], list[np.ndarray]], longest: int) -> dict[str, int]:
@@ -173,7 +171,7 @@ class CaptionedImages(ImageData):
                     "same_captions": repeated((several[0] for several in source.captions), names),
                 }
                 self._say(split, len(source), counts[source])
-        splits = {split: {**facts, **counts[own[split]]} for split, facts in manifest.splits.items()}
+        splits = {str(split): {**manifest.splits[split], **counts[own[split]]} for split in SPLITS}
         facts = {
             **manifest.facts,
             "vocab_size": self.vocab_size,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from genlab.settings import check_settings
 
 Group = Literal["hand", "body", "smiley", "heart", "shape", "person", "nature", "food", "place", "activity", "object",
                 "symbol", "flag", "component"]  # fmt: skip
-GROUPS: tuple[Group, ...] = Group.__args__  # type: ignore[attr-defined]
-CATEGORIES: dict[str, Group] = {
+GROUPS: tuple[Group, ...] = get_args(Group)
+CATEGORIES: dict[str, str] = {
     "Smileys & Emotion": "smiley", "People & Body": "person", "Animals & Nature": "nature", "Food & Drink": "food",
     "Travel & Places": "place", "Activities": "activity", "Objects": "object", "Symbols": "symbol", "Flags": "flag",
     "Component": "component",
 }  # fmt: skip
 RENAMED = {"heavy black heart": "red heart"}  # Unicode's name is that of a letter of black ink; all draw it red
-COLOURS = {"red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white"}
+COLOURS = {"red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink"}
 HEARTS = ("orange heart", "green heart", "purple heart")  # held out; circles and squares of these colours are in train
 
 
@@ -52,7 +52,10 @@ class Emoji(CaptionedImages):
         val_names: share of the names that are held out, about.
     """
 
-    notes = {"val": "names held out", "test": "held-out compositions of gesture and tone, colour and heart"}
+    notes: Mapping[Split, str] = {
+        "val": "names held out",
+        "test": "held-out compositions of gesture and tone, colour and heart",
+    }
 
     def __init__(
         self,
@@ -85,9 +88,7 @@ class Emoji(CaptionedImages):
         for place, fact in enumerate(facts):
             if fact["group"] in self.groups:
                 places[split_of(fact, fact["name"] in toned, self.val_names)].append(place)
-        return {
-            split: (whole.select(np.array(ids)), digest([sha256, ids])) for split, ids in places.items() if ids
-        }
+        return {split: (whole.select(np.array(ids)), digest([sha256, ids])) for split, ids in places.items() if ids}
 
 
 def fact_of(record: dict[str, Any]) -> dict[str, Any]:
