@@ -101,8 +101,8 @@ class DualJudge(Judge):
         loaded = load_run(path, self.weights, device=str(self.device))
         if not isinstance(loaded.model, PairFeatures):
             raise ConfigError(
-                f"judge.path={path}: {type(loaded.model).__name__} has no vectors of images and texts; name a run of a dual "
-                "encoder (python train.py experiment=dual_emoji), or a folder of CLIP"
+                f"judge.path={path}: {type(loaded.model).__name__} has no vectors of images and texts; name a run of a "
+                "dual encoder (python train.py experiment=dual_emoji), or a folder of CLIP"
             )
         model: Any = loaded.model
         shape = OmegaConf.select(loaded.config, "data.shape")
