@@ -170,7 +170,7 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     if "max_caption" in data:
         path = make_captioned(folder / "captioned", data.shape)
         return ["data=captioned_folder", f"data.root={path}", f"data.shape={list(data.shape)}",
-                "data.tokenizer=characters", "data.vocab_size=19"]  # fmt: skip
+                "data.tokenizer=characters", "data.vocab_size=19", "data.vocabulary=null"]  # fmt: skip
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
         return [

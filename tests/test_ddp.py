@@ -82,7 +82,8 @@ def weights_after(config: DictConfig, ranks: int) -> dict[str, torch.Tensor]:
     return load_checkpoint(run.last)["state_dict"]
 
 
-WITHOUT_ACCUMULATION = ("model=ddpm", "model=gan", "model=gpt")  # too; all choices are shared and accumulated at once
+# Too; all choices are shared and accumulated at once, but for the one whose negatives are of a micro-batch.
+WITHOUT_ACCUMULATION = ("model=ddpm", "model=gan", "model=gpt", "model=dual_encoder")
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -91,8 +92,9 @@ def test_gradients_equal_those_of_one_process(choice: str, tmp_path: Path, monke
     one_step = config_of(choice, tmp_path, "schedule.max_samples=8", "resume=never", sgd=True)
     alone = weights_after(one_step, 1)
     others = [weights_after(one_step, 2)] if choice in WITHOUT_ACCUMULATION else []
-    one_step.trainer.accumulate_grad_batches = 2
-    others.append(weights_after(one_step, 2))
+    if choice != "model=dual_encoder":
+        one_step.trainer.accumulate_grad_batches = 2
+        others.append(weights_after(one_step, 2))
     before = build_model(one_step).state_dict()
     moved = max(float((alone[k].float() - before[k].float()).abs().max()) for k in alone)
     assert moved > 1e-3, "a step must move the weights"

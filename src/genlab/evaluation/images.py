@@ -118,6 +118,8 @@ class ImageEvaluation:
         images = rows.pop("image", None)
         dimensions = from_first_rank(lambda: rows["features"].shape[1] if "features" in rows else None)
         made = self._group(rows, None if images is None else resized(images, self.resize), judged.items)
+        for metric in protocol.metrics.values():
+            metric.prepare(self.data, [made])
         measured = measure(protocol.metrics, made, reference)
         if picture is not None and drawn and world()[0] == 0:
             self._pairs(picture, images, rows["features"], reference.features)
@@ -154,7 +156,7 @@ class ImageEvaluation:
             with bar(self.progress, words, len(real.ids)) as shown:
                 rows = real.features(self.protocol.chunk, shown.update)
         images = real.images(self.protocol.chunk) if self.protocol.needs("samples") and world()[0] == 0 else None
-        return self._group(rows, images)
+        return replace(self._group(rows, images), references=real.source.references(real.ids))
 
     def _group(self, rows: dict[str, Tensor], images: Tensor | None, items: Items | None = None) -> Items:
         """Items with their images and features; None: real ones."""

@@ -64,3 +64,14 @@ class Reconstructs(Protocol):
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the model was shown (perhaps a binarised image) and what came back, as the model's `to_data` takes it:
         images [B, C, H, W] in [-1, 1]; token ids."""
+
+
+@runtime_checkable
+class PairFeatures(Protocol):
+    """A capability of a model: vectors of images and of texts in one space, float [B, E] of length 1."""
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """Of images, float [B, C, H, W] in [-1, 1]."""
+
+    def text_features(self, caption: Tensor) -> Tensor:
+        """Of token ids of the model's tokenizer, int64 [B, L] with -1 after the end."""

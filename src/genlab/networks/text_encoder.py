@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from genlab.data.manifest import digest
 from genlab.data.vocabulary import vocabulary_digest
 from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
+from genlab.files import folder_or_cached
 from genlab.networks.frozen import Frozen
 
 
@@ -110,17 +112,35 @@ class TextEncoder(nn.Module):
             pooled = self.width**0.5 * nn.functional.normalize(pooled, dim=1)
         return TextStates(states, torch.ones_like(mask) if self.fixed else mask, pooled)
 
+    def check_vocabulary(self, data: Any) -> None:
+        """Refuses data whose tokens are others than the network has learned.
+
+        Raises:
+            ConfigError: says what to set.
+        """
+        tokens, known = data.tokenizer.get_vocab_size(), self._on("cpu").get_input_embeddings().num_embeddings
+        source = self.network.source.partition(":")[0] if isinstance(self.network, Frozen) else None
+        path = folder_or_cached(source or "") / "tokenizer.json"
+        own = Tokenizer.from_file(str(path)) if source and path.is_file() else None
+        if own is not None and own.get_vocab() != data.tokenizer.get_vocab():
+            raise ConfigError(
+                f"model.text of {source} has learned other tokens than those of data={data.name}: set "
+                f"data.vocabulary={source} data.vocab_size={own.get_vocab_size()}"
+            )
+        if tokens > known:
+            raise ConfigError(f"model.text knows {known} tokens, data={data.name} has {tokens}; give it as many")
+
     def framed(self, ids: Tensor, tokenizer: Any) -> tuple[Tensor, Tensor]:
         """What the network reads, int64 [B, L], and which of it is text and frame, bool [B, L]."""
         before, after = self.frame(tokenizer)
         begin, room = len(before), self.room(tokenizer)
-        ids = ids[:, :room]
-        lengths = (ids != ENDED).sum(1)
-        width = self.longest if self.fixed else begin + len(after) + int(lengths.max())
+        lengths = (ids[:, :room] != ENDED).sum(1)
+        ids = ids[:, : int(lengths.max())]  # a batch may be as wide as the longest text of its split
+        width = self.longest if self.fixed else begin + len(after) + ids.shape[1]
         tokens = ids.new_full((len(ids), width), after[-1] if self.pad is None else self.pad)
         tokens[:, :begin] = ids.new_tensor(before)
         body = tokens[:, begin : begin + ids.shape[1]]
-        body.copy_(torch.where(ids == ENDED, body, ids)[:, : body.shape[1]])
+        body.copy_(torch.where(ids == ENDED, body, ids))
         end = (begin + lengths)[:, None]
         tokens.scatter_(1, end, after[-1])
         return tokens, torch.arange(width, device=ids.device) <= end

@@ -30,12 +30,13 @@ from genlab.evaluation.metrics.given import (
     TextPseudoLikelihood,
     VariationalNLL,
 )
+from genlab.evaluation.metrics.matching import DualScore, Retrieval
 from genlab.evaluation.metrics.pairs import Summarisation, Translation
 
 __all__ = [
-    "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "ImportanceWeightedNLL", "InceptionScore",
-    "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours",
-    "NotApplicable", "PrecisionRecall", "Reconstruction", "Summarisation", "TextBound", "TextCoherence", "TextCopying",
-    "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm",
-    "measure",
+    "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "DualScore", "ImportanceWeightedNLL",
+    "InceptionScore", "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric",
+    "NearestNeighbours", "NotApplicable", "PrecisionRecall", "Reconstruction", "Retrieval", "Summarisation",
+    "TextBound", "TextCoherence", "TextCopying", "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality",
+    "Translation", "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip
