@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from isolation import isolated, without_curves, worker
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from processes import as_a_process, server, together
 
 from genlab.cli.check import check
@@ -42,6 +43,12 @@ _UNET = ("model.network.network.block_out_channels=[8,8]", "model.network.networ
 _TRANSFORMER = ("model.network.config.num_hidden_layers=2", "model.network.config.hidden_size=32",
                 "model.network.config.intermediate_size=64")  # fmt: skip
 SMALL = {
+    "model=captioner": (
+        "model.encoder.widths=[8,8]",
+        "model.network.config.d_model=32",
+        "model.network.config.decoder_ffn_dim=32",
+        "model.network.config.dropout=0.0",
+    ),
     "model=ddpm": _UNET,
     "model=flow": _UNET,
     "model=gan": ("model.generator.width=4", "model.critic.width=4", "model.generator.latent_dim=8"),
@@ -102,6 +109,18 @@ def make_pairs(path: Path, count: int = 60) -> Path:
     return path
 
 
+def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
+    """The images of `make_images` as PNG files, whose captions are 1 to 3 of one digit (12 tokens with two)."""
+    folder.mkdir(exist_ok=True)
+    images = np.load(make_images(folder / "images.npz", shape, count=count))
+    lines = []
+    for i, (image, label) in enumerate(zip(images["image"], images["label"], strict=True)):
+        Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(folder / f"{i:03d}.png")
+        lines.append(json.dumps({"file": f"{i:03d}.png", "caption": str(label) * (1 + i % 3)}) + "\n")
+    (folder / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml as train.py would have it, checked, debug overlay applied."""
     GlobalHydra.instance().clear()
@@ -120,6 +139,10 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     """Overrides that put data made here in the place of a config's data set, with the same facts."""
     folder.mkdir(parents=True, exist_ok=True)
     data = config.data
+    if "max_caption" in data:
+        folder = make_captioned(folder / "captioned", data.shape)
+        return ["data=captioned_folder", f"data.root={folder}", "data.captions=captions.jsonl",
+                f"data.shape={list(data.shape)}", "data.tokenizer=characters", "data.vocab_size=12"]  # fmt: skip
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
         return [

@@ -154,7 +154,7 @@ class ImageEvaluation:
             with bar(self.progress, words, len(real.ids)) as shown:
                 rows = real.features(self.protocol.chunk, shown.update)
         images = real.images(self.protocol.chunk) if self.protocol.needs("samples") and world()[0] == 0 else None
-        return self._group(rows, images)
+        return replace(self._group(rows, images), references=real.source.references(real.ids))
 
     def _group(self, rows: dict[str, Tensor], images: Tensor | None, items: Items | None = None) -> Items:
         """Items with their images and features; None: real ones."""

@@ -199,7 +199,8 @@ def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
 
 def _images(source: Source, ids: Tensor) -> Items:
     """What is known of images of a split."""
-    return Items(condition={} if source.labels is None else {"label": source.labels[ids]}, modality=Image())
+    condition = {} if source.labels is None else {"label": source.labels[ids]}
+    return Items(condition=condition, references=source.references(ids), modality=Image())
 
 
 def texts_from(path: Path, n: int | None) -> Judged:
