@@ -317,10 +317,12 @@ def test_attention_is_drawn_over_the_picture(tmp_path: Path) -> None:
 # ---- bad input
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_pictures_of_files_and_what_cannot_be(tmp_path: Path) -> None:
     ours = model()
     with pytest.raises(ConfigError, match=r"needs an image: condition\.image=FILE, or conditions=FILE, the path of"):
         ours.sample(torch.arange(2))
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (condition_rows(ours, {"image": str(tmp_path / "clear.png")}, 1)["image"] == 1).all(), "it lies on white"
     with pytest.raises(ConfigError, match=r"condition\.image=none\.png: no such file"):
         condition_rows(ours, {"image": "none.png"}, 1)
     with pytest.raises(ConfigError, match=r"pictures are \[3, 8, 8\], model\.shape is \[3, 16, 16\]"):
