@@ -105,6 +105,6 @@ class Captioner(Seq2Seq):
     def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], Any]]:
         """See genlab.evaluation.latents.Attends: weights [T, rows, columns] over the picture, uint8 [C, H, W]."""
         labels, pictures = self.labels(batch), to_uint8(batch["image"])
-        weights = self.cross_attention(batch).unflatten(2, self.encoder.grid)  # type: ignore[arg-type]
+        weights = self.cross_attention(batch).unflatten(2, self.encoder.grid)
         lengths = (labels != IGNORED).sum(1).tolist()
         return [(weights[i, :t], labels[i, :t].tolist(), pictures[i]) for i, t in enumerate(lengths)]

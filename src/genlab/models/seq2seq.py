@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from genlab.conditions import Source
+from genlab.conditions import Condition, Source
 from genlab.data.vocabulary import encode
 from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
@@ -46,7 +46,7 @@ class Seq2Seq(LanguageModel):
         chunk_size: rows that are generated at a time (see GenerativeModel).
     """
 
-    conditions = (Source(),)
+    conditions: tuple[Condition, ...] = (Source(),)
     reads = ("source", "labels")
     needs = 'a source: condition.source="TEXT", or conditions=FILE, a source a line'  # for a message
 
