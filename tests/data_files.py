@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from genlab.data.images import Npz
 from genlab.data.module import DataModule
@@ -63,3 +65,47 @@ def tgz(path: Path, members: Mapping[str, bytes | tarfile.TarInfo]) -> Path:
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
     return path
+
+
+TONES = ["1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"]
+_FACE, _HEART, _SHAPE = ("Smileys & Emotion", "face-smiling"), ("Smileys & Emotion", "heart"), ("Symbols", "geometric")
+_HAND, _BODY = ("People & Body", "hand-fingers-open"), ("People & Body", "body-parts")
+EMOJI = {
+    **dict.fromkeys(["WAVING HAND SIGN", "RAISED HAND", "VICTORY HAND"], _HAND),
+    **{"FLEXED BICEPS": _BODY, "BRAIN": _BODY, "RUNNER": ("People & Body", "person-activity")},
+    **dict.fromkeys([f"{c} HEART" for c in ("HEAVY BLACK", "GREEN", "PURPLE", "ORANGE", "BLUE", "SPARKLING")], _HEART),
+    **dict.fromkeys([f"LARGE {c} CIRCLE" for c in ("GREEN", "PURPLE", "ORANGE", "RED", "BLUE")], _SHAPE),
+    **dict.fromkeys([f"FACE NUMBER {i}" for i in range(20)], _FACE),
+    "RED APPLE": ("Food & Drink", "food-fruit"),
+}
+
+
+def emoji_package(folder: Path, drawing: str = "google") -> Path:
+    """The files of an emoji-data package: emoji.json of EMOJI and the sheet of their pictures, one colour each, the
+    upper half transparent, in cells with a red rim. Faces 3 and 4 look alike; Twitter has no apple."""
+    records, colours, pictures = [], np.random.default_rng(len(drawing)), []
+    sheet = np.zeros((66 * 10, 66 * 10, 4), np.uint8)
+    sheet[:] = 255, 0, 0, 255
+
+    def picture(name: str) -> dict[str, Any]:
+        y, x = divmod(len(pictures), 10)
+        cell = sheet[66 * x + 1 : 66 * x + 65, 66 * y + 1 : 66 * y + 65]  # sheet_x counts columns
+        cell[:] = *colours.integers(0, 256, 3), 255
+        cell[:32, :, 3], cell[32:40, :, 3] = 0, 100
+        if name == "FACE NUMBER 4":
+            cell[:] = pictures[-1]
+        pictures.append(cell.copy())
+        has = {f"has_img_{d}": d == "google" or name != "RED APPLE" for d in ("google", "twitter")}
+        return {"sheet_x": y, "sheet_y": x, **has}
+
+    for name, (category, subcategory) in EMOJI.items():
+        record = {"name": name, "category": category, "subcategory": subcategory, **picture(name)}
+        record["short_names"] = [name.lower().replace(" ", "_"), f"x_{name.lower().split()[-1]}"]
+        if category == "People & Body" and name != "BRAIN":
+            record["skin_variations"] = {tone: picture(name) for tone in [*TONES, "1F3FB-1F3FC"]}
+        records.append(record)
+    place = folder / "package" / "img" / drawing / "sheets"
+    place.mkdir(parents=True)
+    (folder / "package" / "emoji.json").write_text(json.dumps(records), encoding="utf-8")
+    Image.fromarray(sheet).save(place / "64.png")
+    return folder

@@ -110,14 +110,12 @@ def make_pairs(path: Path, count: int = 60) -> Path:
 
 
 def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
-    """The images of `make_images` as PNG files, whose captions are 1 to 3 of one digit (12 tokens with two)."""
-    folder.mkdir(exist_ok=True)
-    images = np.load(make_images(folder / "images.npz", shape, count=count))
-    lines = []
-    for i, (image, label) in enumerate(zip(images["image"], images["label"], strict=True)):
-        Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(folder / f"{i:03d}.png")
-        lines.append(json.dumps({"file": f"{i:03d}.png", "caption": str(label) * (1 + i % 3)}) + "\n")
-    (folder / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+    """Image files of `make_images`, and a .txt beside each: "square 0" to "square 9" (19 tokens of characters)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with np.load(make_images(folder.with_suffix(".npz"), shape, count=count)) as file:
+        for i, (image, label) in enumerate(zip(file["image"], file["label"], strict=True)):
+            Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(folder / f"{i:02}.png")
+            (folder / f"{i:02}.txt").write_text(f"square {label}\n")
     return folder
 
 
@@ -140,9 +138,9 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     data = config.data
     if "max_caption" in data:
-        folder = make_captioned(folder / "captioned", data.shape)
-        return ["data=captioned_folder", f"data.root={folder}", "data.captions=captions.jsonl",
-                f"data.shape={list(data.shape)}", "data.tokenizer=characters", "data.vocab_size=12"]  # fmt: skip
+        path = make_captioned(folder / "captioned", data.shape)
+        return ["data=captioned_folder", f"data.root={path}", f"data.shape={list(data.shape)}",
+                "data.tokenizer=characters", "data.vocab_size=19"]  # fmt: skip
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
         return [

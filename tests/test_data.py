@@ -201,3 +201,41 @@ def test_under_a_trainer(tmp_path: Path, resident_max: int) -> None:
     assert model.samples_seen == 48
     assert model.train_ids == Order(18, 5).ids(12, 36).tolist()
     assert model.val_ids == list(range(5))
+
+
+# ---- rows computed once
+
+
+@pytest.mark.parametrize("resident_max", [0, 1000, 10**9])  # nothing, rows alone, all on the device
+def test_attached_rows_come_with_their_items_and_change_nothing_else(tmp_path: Path, resident_max: int) -> None:
+    path = npz(tmp_path)
+    plain, data = (module(tmp_path, path=path, resident_max=resident_max) for _ in range(2))
+    n, held = len(data.source("train")), len(data.source("val"))
+    rows = torch.from_numpy(np.memmap(tmp_path / "rows", np.float32, "w+", shape=(n, 2, 3)))
+    rows.copy_(torch.rand(n, 2, 3, generator=torch.Generator().manual_seed(0)))
+    assert (data.attached("train"), data.attached("val")) == ((), ())
+    data.attach("train", "latent", rows)
+    data.attach("train", "number", torch.arange(n))
+    data.attach("val", "latent", torch.arange(held) + 0.5)
+    assert (data.attached("train"), data.attached("test")) == (("latent", "number"), ("latent",))  # an alias of val
+    for split in ("train", "val", "test"):
+        a, b = (d.train_loader(7, 70) if split == "train" else d.eval_loader(split) for d in (plain, data))
+        for before, batch in zip(plain.batches(a), data.batches(b), strict=True):
+            latent = batch.pop("latent")
+            assert torch.equal(latent, rows[batch["id"]] if split == "train" else batch["id"] + 0.5)
+            assert split != "train" or torch.equal(batch.pop("number"), batch["id"])
+            assert same(before, batch)
+    with pytest.raises(AssertionError, match="5 rows for the 18 items of train"):
+        data.attach("train", "latent", torch.zeros(5))
+    data.attach("val", "image", torch.zeros(held))
+    with pytest.raises(AssertionError, match="image: batches of tiny have that already"):
+        next(iter(data.batches(data.eval_loader("val"))))
+
+
+def test_attached_rows_are_there_after_a_resume(tmp_path: Path) -> None:
+    data = module(tmp_path)
+    data.attach("train", "number", 10 * torch.arange(18))
+    whole = list(data.batches(data.train_loader(0, 60)))
+    again = list(data.batches(data.train_loader(24, 60)))
+    assert all(same(a, b) for a, b in zip(whole[4:], again, strict=True))
+    assert all(torch.equal(batch["number"], 10 * batch["id"]) for batch in again)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import tgz
+from data_files import emoji_package, tgz
 
+from genlab.data import convert
 from genlab.data import fetch as fetching
 from genlab.data.fetch import fetch, find, present
 from genlab.data.registry import DATASETS, Entry, File, Route
@@ -443,3 +444,25 @@ def test_a_builder_is_not_given_a_file_of_another_hash(tmp_path: Path, monkeypat
     entry(monkeypatch, Route("npm:toy", build=build, needs=("package/a.gguf",), needs_sha256=sha256, limit=100))
     with pytest.raises(DataError, match=rf"package/a.gguf: sha256 is [0-9a-f]{{64}}, expected {sha256}"):
         fetch("toy")
+
+
+def test_a_builder_is_given_the_files_of_a_repository_or_of_a_package(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """What is built of them is the same: here the emoji of Twitter."""
+    package = emoji_package(tmp_path / "made", "twitter") / "package"
+    paths = {"emoji.json": package / "emoji.json", "sheet_twitter_64.png": package / "img/twitter/sheets/64.png"}
+    server = serve({f"/v1/{name}": path.read_bytes() for name, path in paths.items()})
+    members = {f"package/{path.relative_to(package)}": path.read_bytes() for path in paths.values()}
+    fake_client(tmp_path / "bin", "npm", f"cp {tgz(tmp_path / 'toy.tgz', members)} .", monkeypatch)
+    convert.emoji(tmp_path / "made", tmp_path)
+    contents = {name: (tmp_path / name).read_bytes() for name in ("images.npy", "names.jsonl")}
+    build, limit = "genlab.data.convert.emoji", 10**7
+    for get, needs in ((server.url + "v1/{file}", (*paths,)), ("npm:toy", (*members,))):
+        entry(monkeypatch, Route(get, build=build, needs=needs, limit=limit), contents=contents)
+        folder = fetch("toy")
+        assert {name: (folder / name).read_bytes() for name in contents} == contents
+        assert {path.name for path in folder.iterdir()} == {*contents, ".lock"}
+        for name in contents:
+            (folder / name).unlink()
+    assert [path for path, _ in server.requests] == ["/v1/emoji.json", "/v1/sheet_twitter_64.png"]

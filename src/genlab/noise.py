@@ -33,7 +33,7 @@ class Stream(IntEnum):
     TIME = 2  # (TIME, k): diffusion times of training and bounds
     LOSS = 3  # (LOSS, k): noise of losses and bounds
     AUGMENT = 4  # (AUGMENT, epoch)
-    WINDOW = 5  # (WINDOW, epoch): where a text window starts
+    WINDOW = 5  # (WINDOW, epoch): where a text window starts, or which of an item's texts is read
     LABEL = 6  # labels drawn for sampling; label drop
     FOLD = 7  # fold_in
     POSTERIOR = 8  # (POSTERIOR, k): k-th draw of a latent given x

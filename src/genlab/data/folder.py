@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from genlab.data.images import ImageData, ImageOptions, Parts
 from genlab.data.manifest import digest
-from genlab.data.module import Split
+from genlab.data.module import SPLITS, Split
 from genlab.data.sources import Batch, ImageArrays, Source
 from genlab.errors import ConfigError, DataError, StorageError
 from genlab.files import cache_root, locked, replacing, sha256_of, write_json
@@ -51,6 +51,10 @@ class Decode:
     resize: Resize = "lanczos"
     crop: Crop = "center"
     face: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape[0] not in MODES:
+            raise ConfigError(f"data.shape={list(self.shape)}: an image has 1, 3 or 4 channels")
 
     def __call__(self, path: Path) -> np.ndarray:
         try:
@@ -162,20 +166,13 @@ class ImageFolder(ImageData):
             raise ConfigError(f"data.resize={resize!r}: choose from {', '.join(FILTERS)}, none")
         if crop not in ("center", "none"):
             raise ConfigError(f"data.crop={crop!r}: choose from center, none")
-        if self.shape[0] not in MODES:
-            raise ConfigError(f"data.shape={list(self.shape)}: an image has 1, 3 or 4 channels")
         self.decode = Decode(self.shape, resize, crop)
 
     def filter(self) -> dict[str, Any]:
         return self.decode.describe()
 
     def parts(self) -> Parts:
-        if not self.root.is_dir():
-            raise ConfigError(f"{self.root}: no such folder (data.root)")
-        folders: dict[Split, Path] = {"train": self.root}
-        if (self.root / "train").is_dir():
-            names: tuple[Split, ...] = ("train", "val", "test")
-            folders = {split: self.root / split for split in names if (self.root / split).is_dir()}
+        folders = split_folders(self.root)
         classes = sorted(path.name for path in folders["train"].iterdir() if path.is_dir() and path.name[0] != ".")
         if self.num_classes is not None and len(classes) != self.num_classes:
             raise ConfigError(
@@ -190,6 +187,19 @@ class ImageFolder(ImageData):
             label = torch.tensor(labels, dtype=torch.int64) if classes else None
             out[split] = cached(ImageFiles(paths, label, self.decode, str(folder)), folder, self.name, self.cache_max)
         return out
+
+
+def split_folders(root: Path) -> dict[Split, Path]:
+    """ROOT/train, and val and test where they are; a ROOT without a folder train is train itself.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder (data.root)")
+    if not (root / "train").is_dir():
+        return {"train": root}
+    return {split: root / split for split in SPLITS if (root / split).is_dir()}
 
 
 def cached(files: ImageFiles, folder: Path, name: str, cache_max: int) -> tuple[Source, str]:

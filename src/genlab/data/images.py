@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -48,6 +48,7 @@ class ImageData(DataModule):
     """
 
     modality = "image"
+    notes: Mapping[Split, str] = {}  # how a split that the set has was made, for the manifest
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class ImageData(DataModule):
         items: dict[Split, tuple[Source, str, str]] = {}  # the items, their sha256, where they come from
         for split, (source, sha256) in self.parts().items():
             self._check(source)
-            items[split] = self._of_classes(source), digest([sha256, self.subset]), "own"
+            items[split] = self._of_classes(source), digest([sha256, self.subset]), self.notes.get(split, "own")
         if self.val_fraction:
             whole, sha256, _ = items["train"]
             held_out = round(len(whole) * self.val_fraction)

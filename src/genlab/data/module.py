@@ -186,6 +186,7 @@ class DataModule(pl.LightningDataModule, ABC):
         self._sources: dict[Split, Source] = {}
         self._resident: dict[tuple[Split, torch.device], Source] = {}
         self._order: Order | None = None
+        self._attached: dict[Source, dict[str, Tensor]] = {}
 
     # ---- what a data set gives
 
@@ -260,7 +261,13 @@ class DataModule(pl.LightningDataModule, ABC):
         if self.resident(split):
             epochs = batch["position"] // len(self.source(split)) if split == "train" else torch.zeros_like(batch["id"])
             batch.update(self._on(split, batch["id"].device).batch(batch["id"], epochs))
-        return self.finish(batch, split)
+        batch = self.finish(batch, split)
+        for name, rows in (several := self._attached.get(self.source(split), {})).items():
+            assert name not in batch, f"{name}: batches of {self.name} have that already"
+            if rows.nbytes <= self.resident_max:  # larger ones stay where they are
+                several[name] = rows = rows.to(batch["id"].device)
+            batch[name] = rows[batch["id"].to(rows.device)].to(batch["id"].device)
+        return batch
 
     # ---- the same without a trainer
 
@@ -319,6 +326,22 @@ class DataModule(pl.LightningDataModule, ABC):
         for batch in loader:
             moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             yield self.on_after_batch_transfer(moved)
+
+    def attach(self, split: Split, name: str, rows: Tensor) -> None:
+        """Puts rows that were computed once (latents of a frozen first stage, states of a frozen text encoder) into
+        every batch of a split from now on, under `name`. They are taken as they are: nothing is augmented.
+
+        Args:
+            rows: [N, ...], row i of item i, in memory or memory-mapped. What `data.resident_max` allows is moved to the
+                device of the batches. A split that is an alias of this one has them too.
+        """
+        source = self.source(split)
+        assert len(rows) == len(source), f"{name}: {len(rows)} rows for the {len(source)} items of {split}"
+        self._attached.setdefault(source, {})[name] = rows
+
+    def attached(self, split: Split) -> tuple[str, ...]:
+        """Names of what is attached to a split."""
+        return tuple(self._attached.get(self.source(split), ()))
 
     def resident(self, split: Split) -> bool:
         """True if the split lives on the device."""

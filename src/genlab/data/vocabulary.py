@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from genlab.data.characters import Alphabet
 from genlab.data.manifest import digest
+from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
 from genlab.files import folder_or_cached
 
@@ -130,7 +131,7 @@ def _settled(tokenizer: Tokenizer, special: int) -> Tokenizer:
 
 
 def read_vocabulary(given: str, vocab_size: int) -> Tokenizer:
-    """The vocabulary of a pretrained model.
+    """The vocabulary of a pretrained model, without the cuts and padding that its file may ask for.
 
     Args:
         given: a tokenizer.json, a folder with one, or a name that scripts/fetch_data.py knows.
@@ -143,11 +144,14 @@ def read_vocabulary(given: str, vocab_size: int) -> Tokenizer:
     path = folder_or_cached(given)
     path = path / "tokenizer.json" if not path.is_file() else path
     if not path.is_file():
-        raise ConfigError(f"no vocabulary {path}; fetch it (python scripts/fetch_data.py smollm2), or name another")
+        name = given if given in DATASETS else "smollm2"
+        raise ConfigError(f"no vocabulary {path}; fetch it (python scripts/fetch_data.py {name}), or name another")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
         raise DataError(f"{path}: not a tokenizer ({str(error)[:200]})") from error
+    tokenizer.no_truncation()  # that of sentence encoders: each text would have 128 tokens
+    tokenizer.no_padding()
     check_size(tokenizer, vocab_size, f"{path}", "tokens")
     return tokenizer
 
