@@ -43,6 +43,12 @@ _UNET = ("model.network.network.block_out_channels=[8,8]", "model.network.networ
 _TRANSFORMER = ("model.network.config.num_hidden_layers=2", "model.network.config.hidden_size=32",
                 "model.network.config.intermediate_size=64")  # fmt: skip
 SMALL = {
+    "model=captioner": (
+        "model.encoder.widths=[8,8]",
+        "model.network.config.d_model=32",
+        "model.network.config.decoder_ffn_dim=32",
+        "model.network.config.dropout=0.0",
+    ),
     "model=ddpm": _UNET,
     "model=flow": _UNET,
     "model=gan": ("model.generator.width=4", "model.critic.width=4", "model.generator.latent_dim=8"),

@@ -57,6 +57,7 @@ SAME_PARTS = {
     "experiment=awdlstm_ptb": "model=lstm",
     "experiment=betatc_vae_mnist": "model=vae",
     "experiment=betavae_mnist": "model=vae",
+    "experiment=caption_emoji": "model=captioner",
     "experiment=dcgan_cifar10": "experiment=dcgan_celeba",
     "experiment=dcgan_mnist": "experiment=dcgan_celeba",
     "experiment=ddpm_cifar10": "model=ddpm_unet",

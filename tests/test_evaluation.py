@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from synthetic import blobs
 from torch import Tensor, nn
 
@@ -192,6 +193,8 @@ def test_shipped_protocols(root: Path) -> None:
             node = compose(f"evaluation/{name}").evaluation
             if name == "none":
                 assert node is None
+                continue
+            if OmegaConf.missing_keys(node):  # what a user must say: a run that judges
                 continue
             protocol = instantiate(node, Protocol)
             assert protocol.name == name or name in ("debug", "text_likelihood", "images", "texts")

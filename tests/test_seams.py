@@ -310,8 +310,11 @@ def test_conditions_of_pairs_and_pictures(tmp_path: Path) -> None:
     assert images.shape == (3, 1, 4, 4)
     assert images[:, 0, 0, 0].tolist() == [1.0, -0.5, 1.0]
     assert picture.shown(images, model)[1] == "(1, 4, 4), mean -0.500"
-    assert torch.equal(picture.draw(3, data, protocol, model).rows, to_float(Captioned().batch(  # type: ignore[arg-type]
-        torch.from_numpy(subset(6, 3)), torch.zeros(3))["image"]))  # fmt: skip
+    draw, ids = picture.draw(3, data, protocol, model), torch.from_numpy(subset(6, 3))
+    assert torch.equal(draw.rows, to_float(Captioned().batch(ids, torch.zeros(3))["image"]))  # type: ignore[arg-type]
+    assert draw.references == [[f"answer {i}"] for i in ids.tolist()]
+    assert draw.shown == [f"val {i}" for i in ids.tolist()]
+    assert torch.equal(picture.example(8, data)[6:], picture.example(2, data))  # type: ignore[index]
     for value, message in ((torch.zeros(3, 4, 4), "expected floats"), (str(tmp_path / "b.png"), "no such file")):
         with pytest.raises(ConfigError, match=message):
             picture.rows([value], model)

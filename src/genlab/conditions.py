@@ -6,7 +6,7 @@ import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -219,40 +219,46 @@ class Prompt(TextCondition):
         )  # fmt: skip
 
 
-class PairCondition(TextCondition):
-    """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name
-    (int64 [B, L], -1 after the end); the item's second half, if there is one, is of `source.references`."""
+class PairCondition(Condition):
+    """The first half of a pair: evaluation draws it from the reference split, whose batches have it under its name; the
+    item's second half, if there is one, is of `source.references`.
 
-    special = False  # as the data are encoded
+    Attributes:
+        paired_data: data that have both, for a message.
+    """
+
+    paired_data: ClassVar[str] = "captioned_folder"
+
+    def read(self, source: Any, ids: Tensor) -> Tensor | None:
+        """Rows of items of a split; None: they have none."""
+        rows = source.batch(ids, torch.zeros_like(ids)).get(self.name)
+        return None if rows is None else rows.cpu()
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         split = protocol.reference_split
         source, ids = _items_of(data, split, n)
-        batch = source.batch(ids, torch.zeros_like(ids))
-        if self.name not in batch:
+        if (rows := self.read(source, ids)) is None:
             raise ConfigError(f"evaluation: {data.manifest.name} has no {self.name}, which the model is told")
-        rows = batch[self.name].cpu()
         facts = {"data": data.manifest.name, "sha256": data.manifest.identity(split), self.name: f"of {split}"}
         return Draw(rows, facts, source.references(ids), self.shown(rows, model))
 
     def references_from(self, data: Any, protocol: Any) -> str | None:
         source, _ = _items_of(data, protocol.reference_split, 1)
         has = source.references(torch.zeros(1, dtype=torch.int64)) is not None
-        return None if has else f"{data.manifest.name} has none; take data of pairs, such as data=pairs"
+        return None if has else f"{data.manifest.name} has none; take data of pairs, such as data={self.paired_data}"
 
-    def example(self, n: int, data: Any) -> Tensor:
+    def example(self, n: int, data: Any) -> Tensor | None:
         """The first of val."""
         source = data.source("val")
-        ids = torch.arange(n) % len(source)
-        return source.batch(ids, torch.zeros_like(ids))[self.name].cpu()
+        return self.read(source, torch.arange(n) % len(source))
 
 
 @dataclass(frozen=True)
-class Caption(PairCondition):
-    """A text that says what is to be seen or heard. One of more tokens than the model reads (`model.longest_caption`)
-    is cut, which is said."""
+class Caption(TextCondition, PairCondition):
+    """A text that says what is to be seen or heard; in a batch int64 [B, L], -1 after the end. One of more tokens than
+    the model reads (`model.longest_caption`) is cut, which is said."""
 
-    name = "caption"
+    name, special = "caption", False  # as the data are encoded
 
     def _ids(self, text: str, model: Any) -> list[int]:
         ids, longest = super()._ids(text, model), getattr(model, "longest_caption", None)
@@ -266,28 +272,18 @@ class Caption(PairCondition):
 class Negative(Caption):
     """What guidance leads away from, in the place of the empty caption."""
 
-    name = "negative"
-    drawn = False
-
-    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
-        return Draw()
-
-    def references_from(self, data: Any, protocol: Any) -> str | None:
-        return ""
-
-    def example(self, n: int, data: Any) -> None:
-        return None
+    name, drawn = "negative", False
 
 
 @dataclass(frozen=True)
-class Source(PairCondition):
-    """A text that is to be translated, summarised or answered."""
+class Source(TextCondition, PairCondition):
+    """A text that is to be translated, summarised or answered; in a batch as a caption."""
 
-    name = "source"
+    name, paired_data, special = "source", "pairs", False
 
 
 @dataclass(frozen=True)
-class Picture(Condition):
+class Picture(PairCondition):
     """An image, float32 [B, C, H, W] in [-1, 1]: to caption, to begin from or to fill in. A value is a file.
 
     Attributes:
@@ -321,12 +317,15 @@ class Picture(Condition):
             raise ConfigError(f"condition.{self.name}={value}: no such file.")
         return Image().read(path).float()
 
+    def read(self, source: Any, ids: Tensor) -> Tensor | None:
+        rows = super().read(source, ids)
+        return to_float(rows) if rows is not None and rows.dtype == torch.uint8 else rows
+
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
-        """Images of the reference split, a fixed random choice."""
-        source, ids = _items_of(data, protocol.reference_split, n)
-        rows = torch.cat([source.batch(part, torch.zeros_like(part))["image"] for part in ids.split(protocol.chunk)])
-        facts = {"data": data.manifest.name, "sha256": data.manifest.identity(protocol.reference_split)}
-        return Draw(rows.cpu() if rows.is_floating_point() else to_float(rows.cpu()), facts)
+        """Also its place in the split, for a table."""
+        _, ids = _items_of(data, protocol.reference_split, n)
+        places = [f"{protocol.reference_split} {i}" for i in ids.tolist()]
+        return replace(super().draw(n, data, protocol, model), shown=places)
 
     def shown(self, rows: Tensor, model: Any) -> list[Any]:
         return [f"{tuple(row.shape)}, mean {row.mean().item():.3f}" for row in rows]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -173,6 +174,29 @@ def save_attention(path: str | Path, maps: Sequence[tuple[Tensor, Sequence[str],
         axes.imshow(weights.float().cpu().numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
         axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def save_attention_over(path: str | Path, maps: Sequence[tuple[Tensor, Sequence[str], Tensor]]) -> None:
+    """Writes pictures, a row each: itself, then a copy for each word, dark where the word has no weight and as it is at
+    the word's largest.
+
+    Args:
+        maps: of each picture the weights, float [T, rows, columns], the T words, and its pixels, uint8 [C, H, W].
+    """
+    across = 1 + max(len(words) for _, words, _ in maps)
+    figure = _figure(1.2 * across, 1.4 * len(maps))
+    for line, (weights, words, picture) in zip(figure.subplots(len(maps), across, squeeze=False), maps, strict=True):
+        pixels = to_pixels(picture[None].expand(1, 3, -1, -1))[0].astype(np.float32) / 255
+        light = F.interpolate(weights[:, None].float().cpu(), list(picture.shape[1:]), mode="bilinear")[:, 0]
+        light = light / light.amax((1, 2), keepdim=True)
+        shown = [pixels, *(pixels * (0.1 + 0.9 * one[..., None]) for one in light.numpy())]
+        for axes, image, word in zip(line, shown, ["", *words], strict=False):
+            axes.imshow(image, vmin=0, vmax=1)
+            axes.set_title(word, fontsize=8)
+        for axes in line:
+            axes.set_axis_off()
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -147,6 +147,10 @@ class Image(Modality):
 
     def read(self, path: Path) -> Tensor:
         with unreadable(path), Pillow.open(path) as picture:
+            if picture.has_transparency_data:  # over white, as data are decoded
+                over = Pillow.new("RGBA", picture.size, "white")
+                over.alpha_composite(picture.convert("RGBA"))
+                return torch.from_numpy(np.array(over.convert("RGB"))).permute(2, 0, 1)
             if picture.mode in ("1", "L"):
                 return torch.from_numpy(np.array(picture.convert("L"), ndmin=3))
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

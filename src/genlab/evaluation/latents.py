@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_attention, save_map
+from genlab.drawing import save_attention, save_attention_over, save_map
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import Image, Modality
@@ -50,8 +50,9 @@ class Attends(Protocol):
 
     tokenizer: Any
 
-    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
-        """Of each pair the weights, float [T, S], and the token ids of their rows and columns."""
+    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], Any]]:
+        """Of each pair the weights, float [T, S], and the token ids of their rows and columns; where the source is a
+        picture, weights [T, rows, columns] over it, and its pixels, uint8 [C, H, W]."""
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class Panels:
         return path
 
     def attention(self, stem: Path, pairs: int = 3) -> Path | None:
-        """From the words of real targets to those of their sources."""
+        """From the words of real targets to those of their sources, or to places of their pictures."""
         if self.data is None or not isinstance(self.model, Attends):
             return None
         tokenizer = self.model.tokenizer
@@ -177,10 +178,11 @@ class Panels:
         def words(ids: list[int]) -> list[str]:
             return [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
-        maps = [
-            (weights, words(rows), words(columns)) for weights, rows, columns in self.model.attention(self.batch(pairs))
-        ]
-        save_attention(path := stem.with_name(f"{stem.name}.png"), maps)
+        path, maps = stem.with_name(f"{stem.name}.png"), self.model.attention(self.batch(pairs))
+        if isinstance(maps[0][2], Tensor):
+            save_attention_over(path, [(weights, words(rows), picture) for weights, rows, picture in maps])
+        else:
+            save_attention(path, [(weights, words(rows), words(columns)) for weights, rows, columns in maps])
         return path
 
     # ----

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from genlab.conditions import Source
+from genlab.conditions import Condition, Source
 from genlab.data.vocabulary import encode
 from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
@@ -32,6 +32,8 @@ class Seq2Seq(LanguageModel):
     A text has at most length_ratio * n + length_extra tokens, for n of the source with what is put around it, and ends
     there if it has not before.
 
+    A family whose source is no text defines `encode_source`, `limits`, `inputs` and `labels` anew.
+
     Args:
         network: one whose config has decoder_start_token_id, eos_token_id and pad_token_id.
         context: most tokens of a source or a target; None: no limit (T5).
@@ -44,8 +46,9 @@ class Seq2Seq(LanguageModel):
         chunk_size: rows that are generated at a time (see GenerativeModel).
     """
 
-    conditions = (Source(),)
+    conditions: tuple[Condition, ...] = (Source(),)
     reads = ("source", "labels")
+    needs = 'a source: condition.source="TEXT", or conditions=FILE, a source a line'  # for a message
 
     def __init__(
         self,
@@ -102,13 +105,33 @@ class Seq2Seq(LanguageModel):
             self._frame = self.tokenizer, [*template[:-1], *prefix, template[-1]]
         return self._frame[1]
 
+    def encode_source(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the decoder looks at: states of sources, float [B, S, D], and which of them count, int64 [B, S].
+
+        Args:
+            rows: a batch, or conditions by name.
+        """
+        ids, mask = self.framed(rows["source"])
+        return self.network.get_encoder()(input_ids=ids, attention_mask=mask)[0], mask
+
+    def limits(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Most tokens of the text of each source, int64 [B]."""
+        limits = (self.length_ratio * (lengths_of(rows["source"]) + len(self.frame))).long() + self.length_extra
+        return limits if self.context is None else limits.clamp(max=self.context - 1)
+
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the network reads of a batch to predict its labels, each from those before it."""
         ids, mask = self.framed(batch["source"])
-        labels = batch["labels"]
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": self.before(self.labels(batch))}
+
+    def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The targets of a batch, each with the token that ends it, then -100: int64 [B, T]."""
+        return batch["labels"]
+
+    def before(self, labels: Tensor) -> Tensor:
+        """The token before each label, int64 [B, T]."""
         before = torch.cat([labels.new_full((len(labels), 1), self.first), labels[:, :-1]], 1)
-        before = before.masked_fill(before == IGNORED, self.pad)  # after a row's end nothing is predicted
-        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": before}
+        return before.masked_fill(before == IGNORED, self.pad)  # after a row's end nothing is predicted
 
     def _log_p(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities of all tokens in the place of each label, float32 [B, T, V]."""
@@ -118,7 +141,7 @@ class Seq2Seq(LanguageModel):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Nats a token of the target; with label smoothing also `nll`, the loss without it."""
-        labels = batch["labels"]
+        labels = self.labels(batch)
         counted = labels != IGNORED
         # What each token weighs: all of a batch alike, over all of its micro-batches.
         weight = batch["weight"][:, None] if "weight" in batch else 1 / counted.sum().clamp(min=1)
@@ -136,7 +159,7 @@ class Seq2Seq(LanguageModel):
         Returns:
             Sums in nats, float64 [B]; numbers of tokens counted, int64 [B].
         """
-        labels = batch["labels"]
+        labels = self.labels(batch)
         counted = labels != IGNORED
         own = self._log_p(batch).gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
         return (own.double() * counted).sum(1), counted.sum(1)
@@ -149,30 +172,32 @@ class Seq2Seq(LanguageModel):
         Raises:
             ConfigError: no source, or one beyond the context.
         """
-        source = (condition or {}).get("source")
-        if source is None:
-            raise ConfigError('this model needs a source: condition.source="TEXT", or conditions=FILE, a source a line')
-        return sampler.decode(SourceReader(self, source), self.begin(seeds), seeds).tokens[:, 1:]
+        if self.conditions[0].name not in (condition or {}):
+            raise ConfigError(f"this model needs {self.needs}")
+        return sampler.decode(SourceReader(self, condition or {}), self.begin(seeds), seeds).tokens[:, 1:]
 
     def begin(self, seeds: Tensor) -> Tensor:
         """The token before each target, int64 [B, 1]."""
         return torch.full((len(seeds), 1), self.first, device=seeds.device)
 
-    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], list[int]]]:
-        """Weights of the last layer, the mean over the heads, see genlab.evaluation.latents.Attends. A row is what the
-        decoder looks at when it predicts that token."""
-        inputs, labels = self.inputs(batch), batch["labels"]
-        attention = self.network.config._attn_implementation
-        self.network.set_attn_implementation("eager")  # the only one that gives weights
-        try:
-            weights = self.network(**inputs, use_cache=False, output_attentions=True).cross_attentions[-1].mean(1)
-        finally:
-            self.network.set_attn_implementation(attention)
+    def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], Any]]:
+        """See genlab.evaluation.latents.Attends. A row is what the decoder looks at when it predicts that token."""
+        inputs, labels, weights = self.inputs(batch), self.labels(batch), self.cross_attention(batch)
         rows, columns = (labels != IGNORED).sum(1).tolist(), inputs["attention_mask"].sum(1).tolist()
         return [
             (weights[i, :t, :s], labels[i, :t].tolist(), inputs["input_ids"][i, :s].tolist())
             for i, (t, s) in enumerate(zip(rows, columns, strict=True))
         ]
+
+    def cross_attention(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Weights of the last layer, the mean over the heads, float [B, T, S]."""
+        attention = self.network.config._attn_implementation
+        self.network.set_attn_implementation("eager")  # the only one that gives weights
+        try:
+            output = self.network(**self.inputs(batch), use_cache=False, output_attentions=True)
+        finally:
+            self.network.set_attn_implementation(attention)
+        return output.cross_attentions[-1].mean(1)
 
 
 class SourceReader:
@@ -180,25 +205,23 @@ class SourceReader:
 
     Args:
         model: Seq2Seq.
-        source: int64 [B, S]; rows that are read may be any multiple of B, those of one source side by side.
+        rows: conditions by name, of B sources; rows that are read may be any multiple of B, those of one source side
+            by side.
     """
 
-    def __init__(self, model: Seq2Seq, source: Tensor) -> None:
-        self.model, self.rows, self.framed = model, len(source), model.framed(source)
+    def __init__(self, model: Seq2Seq, rows: Rows) -> None:
+        self.model, self.encoded, self.limits = model, model.encode_source(rows), model.limits(rows)
         self.context, self.tokenizer, self.end = model.context, model.tokenizer, model.end
-        limits = (model.length_ratio * (lengths_of(source) + len(model.frame))).long() + model.length_extra
-        self.limits = limits if model.context is None else limits.clamp(max=model.context - 1)
         self.longest = int(self.limits.max())
 
     def next_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """See Reader; a row that has as many tokens as it may have ends."""
         from transformers.modeling_outputs import BaseModelOutput
 
-        times = len(tokens) // self.rows
+        times = len(tokens) // len(self.limits)
         if state is None:
-            ids, mask = self.framed
-            hidden = self.model.network.get_encoder()(input_ids=ids, attention_mask=mask)[0]
-            hidden, mask, cache = hidden.repeat_interleave(times, 0), mask.repeat_interleave(times, 0), None
+            hidden, mask = (part.repeat_interleave(times, 0) for part in self.encoded)
+            cache = None
         else:
             hidden, mask, cache = state
         output = self.model.network(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class Frozen:
         self._network, self.source = network.eval().requires_grad_(False), source
         self.sha256 = weights_sha256(network.state_dict())
         self._device: torch.device | None = None
+
+    @property
+    def name(self) -> str:
+        """In records: where the weights are from, and which they are."""
+        return f"{Path(self.source).name}, sha256 {self.sha256}"
 
     @torch.compiler.disable
     def on(self, device: torch.device | str) -> Any:

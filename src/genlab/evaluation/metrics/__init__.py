@@ -1,6 +1,7 @@
 """The metrics that a protocol names as `{_target_: genlab.evaluation.metrics.NAME}`, and their base class."""
 
 from genlab.evaluation.metrics.base import Items, Measured, Metric, NotApplicable, measure
+from genlab.evaluation.metrics.captions import Captioning, Cycle
 from genlab.evaluation.metrics.fidelity import (
     FID,
     KID,
@@ -34,9 +35,9 @@ from genlab.evaluation.metrics.matching import DualScore, Retrieval
 from genlab.evaluation.metrics.pairs import Summarisation, Translation
 
 __all__ = [
-    "FID", "KID", "CodeValidity", "Confidence", "DensityCoverage", "DualScore", "ImportanceWeightedNLL",
-    "InceptionScore", "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric",
-    "NearestNeighbours", "NotApplicable", "PrecisionRecall", "Reconstruction", "Retrieval", "Summarisation",
-    "TextBound", "TextCoherence", "TextCopying", "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality",
-    "Translation", "VariationalNLL", "VerseForm", "measure",
+    "FID", "KID", "Captioning", "CodeValidity", "Confidence", "Cycle", "DensityCoverage", "DualScore",
+    "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage",
+    "Measured", "Metric", "NearestNeighbours", "NotApplicable", "PrecisionRecall", "Reconstruction", "Retrieval",
+    "Summarisation", "TextBound", "TextCoherence", "TextCopying", "TextHarm", "TextLikelihood",
+    "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip

@@ -122,7 +122,9 @@ class Metric(torchmetrics.Metric):
         if self.needs & {"features", "reference"} and protocol.reference_split not in data.manifest.splits:
             raise no_split(data, protocol.reference_split)
         if model is not None and protocol.needs_pairs:
-            remedies = [known.references_from(data, protocol) for known in getattr(model, "conditions", ())]
+            remedies = [
+                known.references_from(data, protocol) for known in getattr(model, "conditions", ()) if known.drawn
+            ]
             if None not in remedies:
                 remedy = next(filter(None, remedies), f"{type(model).__name__} makes none that has; take another")
                 raise ConfigError(f"evaluation.metrics.{self.key} compares texts with references: {remedy}")
