@@ -153,6 +153,13 @@ class CaptionedImages(ImageData):
         assert isinstance(source, Captioned)
         return [dict(facts) for facts in source.facts]
 
+    @property
+    def one_caption(self) -> bool:
+        """Whether each image of train has one caption, so that it always comes with the same."""
+        source = self.source("train")
+        assert isinstance(source, Captioned)
+        return bool((source.spans[1] == 1).all())
+
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         sources, manifest = super().load()
         own = {split: source for split, source in sources.items() if isinstance(source, Captioned)}

@@ -12,10 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genlab.data.manifest import digest
+from genlab.data.vocabulary import vocabulary_digest
 from genlab.files import cache_root, made_once
 
 CHUNK = 64  # items that are read at a time: the same on any machine
 Rows = dict[str, Tensor]
+
+
+def text_key(encoder: Any, tokenizer: Any) -> str:
+    """Hash of all that decides the states of a text by a frozen TextEncoder."""
+    return digest([encoder.network.sha256, vocabulary_digest(tokenizer), *encoder.settings])
 
 
 def computed_rows(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.computed import computed_rows
+from genlab.data.computed import computed_rows, text_key
 from genlab.models.trained import TrainedModel
 from genlab.networks.text_encoder import TextEncoder
 from genlab.objectives.contrastive import Contrastive, compare, keys_of
@@ -63,7 +63,7 @@ class DualEncoder(TrainedModel):
         """Attaches what a frozen text encoder makes of the captions."""
         once = self.text.frozen and not getattr(data, "varies", False)  # one caption an item
         for split in ("train", "val") if once else ():
-            key = self.text.identity(data.tokenizer)
+            key = text_key(self.text, data.tokenizer)
             rows = computed_rows(data, split, "captions", key, lambda batch: {POOLED: self._pooled(batch)}, device)
             data.attach(split, POOLED, rows[POOLED])
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from genlab.conditions import Caption, Negative
-from genlab.data.manifest import digest
+from genlab.data.computed import computed_rows, text_key
 from genlab.diffusion.guidance import Told
 from genlab.diffusion.parameterisation import Prediction, Weighting
 from genlab.diffusion.processes import Process
 from genlab.errors import ConfigError
-from genlab.files import cache_root, made_once
 from genlab.models.diffusion import DiffusionModel
 from genlab.models.latent_coder import LatentCoder
 from genlab.networks.frozen import Frozen
 from genlab.networks.text_encoder import TextEncoder, TextStates
 
-CHUNK = 64  # items that a frozen part reads at a time before training: the same on any machine
 TEXT = "text_"  # before the names of a text's states in a batch
 
 
@@ -148,57 +146,39 @@ class LatentDiffusion(DiffusionModel):
     def _arguments(self, text: TextStates, count: int, longest: int) -> Told:
         """Arguments of the network from states of B or 1 texts: B rows, `longest` tokens."""
         more = longest - text.states.shape[1]
-        states = nn.functional.pad(text.states, (0, 0, 0, more)).expand(count, -1, -1)
+        states = F.pad(text.states, (0, 0, 0, more)).expand(count, -1, -1)
         told = {"encoder_hidden_states": states}
         if self.text is not None and not self.text.fixed:
-            told["encoder_attention_mask"] = nn.functional.pad(text.mask, (0, more)).expand(count, -1)
+            told["encoder_attention_mask"] = F.pad(text.mask, (0, more)).expand(count, -1)
         return told | ({"class_labels": text.pooled.expand(count, -1)} if self.tells_pooled else {})
 
     # ---- before training
 
     def prepare(self, data: Any, device: torch.device) -> None:
-        once = self.compute_once and not getattr(data, "varies", False) and not getattr(data, "random_flip", False)
-        for split in ("train", "val") if once else ("train",):
-            if once or not self.measured:
-                rows = self._computed(data, split, "latents", self.first_stage.sha256, self._latent_rows, device)
-            if not self.measured and split == "train":
+        varies = getattr(data, "random_flip", False) or not self.compute_once
+        for split in ("train", "val"):
+            rows: dict[str, Tensor] = {}
+            if not varies or (split == "train" and not self.measured):
+                key = self.first_stage.sha256
+                rows = computed_rows(data, split, "latents", key, self._latent_rows, device)
+            if split == "train" and not self.measured:
                 values = rows["latent"].transpose(0, 1).flatten(1).double()
                 self.latent_mean.copy_(values.mean(1)[:, None, None])
                 self.latent_std.copy_(values.std(1)[:, None, None])
-            if once and self.text is not None and self.text.frozen:
-                key = self.text.identity(self.tokenizer)
-                rows = rows | self._computed(data, split, "texts", key, self._text_rows, device)
-            for name, values in rows.items() if once else ():
+            rows = {} if varies else rows
+            if self.compute_once and self.text is not None and self.text.frozen and data.one_caption:
+                key = text_key(self.text, self.tokenizer)
+                rows = rows | computed_rows(data, split, "texts", key, self._text_rows, device)
+            for name, values in rows.items():
                 data.attach(split, name, values)
 
     def _latent_rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"latent": self.coder.encode(batch["image"])}
 
     def _text_rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        states = self._states(batch["caption"])
-        more = self.text.longest - states.states.shape[1] if self.text else 0
-        padded = TextStates(nn.functional.pad(states.states, (0, 0, 0, more)), nn.functional.pad(states.mask, (0, more)), states.pooled)  # fmt: skip
-        return {TEXT + name: value for name, value in padded._asdict().items()}
-
-    @torch.no_grad()
-    def _computed(
-        self, data: Any, split: str, what: str, key: str, rows_of: Callable[[Any], dict[str, Tensor]],
-        device: torch.device,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Rows of all items of a split, from the cache or into it."""
-        import safetensors.torch
-
-        def make(folder: Any) -> None:
-            source, parts = data.source(split), []
-            for ids in tqdm(torch.arange(len(source)).split(CHUNK), f"{what} of {split}", leave=False):
-                raw = {"id": ids, "position": ids, **source.batch(ids, torch.zeros_like(ids))}
-                batch = data.finish({name: value.to(device) for name, value in raw.items()}, "test")
-                parts.append({name: value.cpu() for name, value in rows_of(batch).items()})
-            whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            longest = int(whole[f"{TEXT}mask"].sum(1).max()) if f"{TEXT}mask" in whole else None
-            cut = {name: rows[:, :longest] if name in (f"{TEXT}mask", f"{TEXT}states") else rows for name, rows in whole.items()}  # fmt: skip
-            safetensors.torch.save_file({name: rows.contiguous() for name, rows in cut.items()}, folder / "rows.safetensors")
-
-        identity = digest([what, key, data.manifest.identity(split)])
-        folder = made_once(cache_root() / "computed" / f"{what}-{identity[:24]}", make)
-        return safetensors.torch.load_file(folder / "rows.safetensors")
+        """States as wide as the longest caption of the data, which batches of captions have."""
+        frame = self.text.longest - self.text.room(self.tokenizer)  # type: ignore[union-attr]
+        text, width = self._states(batch["caption"]), batch["caption"].shape[1] + frame
+        more = max(0, width - text.states.shape[1])
+        states, mask = F.pad(text.states, (0, 0, 0, more)), F.pad(text.mask, (0, more))
+        return {f"{TEXT}states": states, f"{TEXT}mask": mask, f"{TEXT}pooled": text.pooled}

@@ -9,12 +9,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from genlab.data.manifest import digest
-from genlab.data.vocabulary import vocabulary_digest
-from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
 from genlab.files import folder_or_cached
 from genlab.networks.frozen import Frozen
+
+ENDED = -1  # in the place of a token, after the end of a text: as genlab.decoding.reading.ENDED
 
 
 class TextStates(NamedTuple):
@@ -76,10 +75,10 @@ class TextEncoder(nn.Module):
         """Whether its states of a text never change."""
         return isinstance(self.network, Frozen)
 
-    def identity(self, tokenizer: Any) -> str:
-        """sha256 in hex of all that decides the states of a text, of a frozen encoder."""
-        settings = [self.pool, self.normalise, self.longest, self.fixed, self.pad]
-        return digest([self.network.sha256, vocabulary_digest(tokenizer), *settings])
+    @property
+    def settings(self) -> list[Any]:
+        """What decides the states of a text beside the weights and the tokenizer."""
+        return [self.pool, self.normalise, self.longest, self.fixed, self.pad]
 
     def room(self, tokenizer: Any) -> int:
         """Most tokens of a text itself."""
