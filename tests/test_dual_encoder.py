@@ -21,7 +21,7 @@ from genlab.data.sources import Source
 from genlab.decoding.reading import padded
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
-from genlab.evaluation.dual_judge import DualJudge
+from genlab.dual_judge import DualJudge
 from genlab.evaluation.judged import images_from
 from genlab.evaluation.metrics import DualScore, Retrieval
 from genlab.evaluation.metrics.matching import places

@@ -47,3 +47,26 @@ class Judge(ABC):
         if scores.shape != (len(samples),) or not bool(scores.isfinite().all()):
             raise ValueError(f"{self.name}: {len(samples)} items, scores {scores.tolist()[:8]} of {list(scores.shape)}")
         return scores
+
+
+class CaptionJudge(Judge):
+    """A judge of pictures by their captions, in a space that both have.
+
+    Attributes:
+        kind: "dual" or "clip", which names the values.
+    """
+
+    modality = "image"
+    kind: str
+
+    @abstractmethod
+    def image_features(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, E] of length 1, on the CPU."""
+
+    @abstractmethod
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """N texts -> float32 [N, E] of length 1, on the CPU."""
+
+    @abstractmethod
+    def scores(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Of vectors of N pictures and of their captions, float [N]."""

@@ -11,10 +11,10 @@ from torch import Tensor
 from genlab.data.sources import Source
 from genlab.errors import ConfigError
 from genlab.evaluation import likelihood
-from genlab.evaluation.dual_judge import DualJudge
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.metrics.given import Given, Rows
 from genlab.evaluation.sharding import sharded
+from genlab.judges import CaptionJudge
 from genlab.objectives.contrastive import keys_of
 
 BLOCK = 1000  # rows of similarities at a time
@@ -118,13 +118,13 @@ class DualScore(Metric):
     called clip_score and so on.
 
     Args:
-        judge: see DualJudge.
+        judge: such as genlab.dual_judge.DualJudge.
     """
 
     key, modality = "dual_score", "image"
     needs = frozenset({"samples", "reference", "pairs"})
 
-    def __init__(self, judge: DualJudge) -> None:
+    def __init__(self, judge: CaptionJudge) -> None:
         super().__init__()
         self.keep(judge=judge)
         own = tuple(f"{judge.kind}_{part}" for part in ("score", "r1", "shape", "tone"))
@@ -134,7 +134,7 @@ class DualScore(Metric):
     def check(self, model: Any, data: Any, protocol: Any) -> None:
         super().check(model, data, protocol)
         check_captions(data, protocol)
-        assert self.judge.encoder.sha256  # a judge that is not there is told now, not after all pictures are made
+        assert self.judge.name  # a judge that is not there is told now, not after all pictures are made
 
     def prepare(self, data: Any, groups: list[Items]) -> None:
         """Reads the distinct captions of all splits, each with its facts."""

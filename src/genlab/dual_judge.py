@@ -19,7 +19,7 @@ from genlab.evaluation.extractors import exact_float32, load_extractor
 from genlab.evaluation.likelihood import PairFeatures
 from genlab.files import folder_or_cached, read_json
 from genlab.folders import load_folder
-from genlab.judges import Judge
+from genlab.judges import CaptionJudge
 from genlab.modality import to_float
 from genlab.networks.frozen import weights_sha256
 from genlab.networks.text_encoder import TextEncoder
@@ -36,7 +36,7 @@ class Encoder(NamedTuple):
     sha256: str
 
 
-class DualJudge(Judge):
+class DualJudge(CaptionJudge):
     """Cosine of a picture and its caption by a run of a DualEncoder; or CLIPScore, 2.5 max(cosine, 0), by a folder of
     transformers' CLIP (Hessel et al. 2021, arXiv 2104.08718, section 3). Nothing is fetched.
 
@@ -53,8 +53,6 @@ class DualJudge(Judge):
     Attributes:
         kind: "dual" or "clip".
     """
-
-    modality = "image"
 
     def __init__(
         self,
