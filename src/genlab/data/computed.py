@@ -44,7 +44,7 @@ def computed_rows(
             with torch.no_grad():
                 rows = rows_of(data.finish({name: value.to(device) for name, value in raw.items()}, "test"))
             parts.append({name: value.cpu() for name, value in rows.items()})
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        whole = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         safetensors.torch.save_file(whole, folder / "rows.safetensors")
 
     identity = digest([what, key, data.manifest.identity(split)])
