@@ -36,6 +36,7 @@ class Autoencoder(AdversarialModel):
             (Esser et al. 2021, arXiv 2012.09841, equation 7), for each micro-batch.
         adversarial_start: samples before which there is no game.
         critic_lr_scale: the critic's learning rate as a multiple of the autoencoder's.
+        augment: (images, int64 keys [B]) -> images, in training, such as genlab.data.augment.Augment; or null.
         chunk_size: rows that are sampled at a time (see GenerativeModel).
 
     Raises:
@@ -55,6 +56,7 @@ class Autoencoder(AdversarialModel):
         adaptive: bool = True,
         adversarial_start: Annotated[int, "ge 0"] = 0,
         critic_lr_scale: Annotated[float, "gt 0"] = 1.0,
+        augment: Callable[[Tensor, Tensor], Tensor] | None = None,
         chunk_size: int = 16,
     ) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class Autoencoder(AdversarialModel):
         self.latent_shape = network.latent_shape
         self.reconstruction, self.perceptual, self.perceptual_weight = reconstruction, perceptual, perceptual_weight
         self.adversarial_weight, self.adaptive, self.adversarial_start = adversarial_weight, adaptive, adversarial_start
-        self.critic_lr_scale, self.chunk_size = critic_lr_scale, chunk_size
+        self.critic_lr_scale, self.augment, self.chunk_size = critic_lr_scale, augment, chunk_size
 
     def players(self) -> list[Player]:
         own = [Player("autoencoder", nn.ModuleList([self.network, self.bottleneck]))]
@@ -81,6 +83,8 @@ class Autoencoder(AdversarialModel):
 
     def losses(self, batch: Mapping[str, Tensor], player: str | None = None) -> dict[str, Tensor]:
         x, keys = batch["image"], self.keys(batch)
+        if self.training and self.augment is not None:
+            x = self.augment(x, keys)
         if player == "critic":
             assert self.critic is not None
             with torch.no_grad():
