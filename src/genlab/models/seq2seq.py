@@ -60,8 +60,11 @@ class Seq2Seq(LanguageModel):
         length_extra: Annotated[int, "ge 1"] = 20,
         gradient_checkpointing: bool = False,
         chunk_size: int = 32,
+        copy_samples: Annotated[int, "ge 0"] = 0,
+        copy_tokens: Annotated[int, "ge 1"] = 20,
     ) -> None:
         super().__init__()
+        self.copy_samples, self.copy_tokens = copy_samples, copy_tokens
         self.network, self.context, self.label_smoothing, self.prefix = network, context, label_smoothing, prefix
         self.length_ratio, self.length_extra, self.chunk_size = length_ratio, length_extra, chunk_size
         self._frame: tuple[Any, list[int]] = (None, [])
@@ -141,6 +144,10 @@ class Seq2Seq(LanguageModel):
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Nats a token of the target; with label smoothing also `nll`, the loss without it."""
+        if self.training and self.samples_seen < self.copy_samples:
+            start = batch["source"][:, : self.copy_tokens]
+            batch = {name: rows for name, rows in batch.items() if name != "weight"}  # of the targets' tokens
+            batch["labels"] = start.masked_fill(start == ENDED, IGNORED)
         labels = self.labels(batch)
         counted = labels != IGNORED
         # What each token weighs: all of a batch alike, over all of its micro-batches.
