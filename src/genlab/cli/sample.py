@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.callbacks.pictures import save_samples
-from genlab.cli.build import set_threads
+from genlab.cli.build import build_steps, set_threads
 from genlab.cli.condition_values import read_conditions
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place
 from genlab.decoding.stream import Streamed
 from genlab.errors import ConfigError
 from genlab.evaluation import generate
+from genlab.modality import Image
 from genlab.models.base import GenerativeModel
+from genlab.postprocess import apply_steps, recorded
 
 
 def sample(config: DictConfig) -> Path:
@@ -32,6 +35,9 @@ def sample(config: DictConfig) -> Path:
     wanted = wanted_conditions(config, model)
     seeds = torch.arange(config.n) + config.seed
     used = sampler or model.sampler
+    steps = build_steps(config.get("postprocess"))
+    if steps and not isinstance(model.modality, Image):
+        raise ConfigError(f"postprocess: pictures only, and {loaded.directory.path.name} makes {model.modality.name}")
     streamed = _streamed(loaded, used, config.n, here.world) if config.stream else None
     samples = generate(model, seeds, loaded.condition(config.n, wanted), streamed or sampler)
     meta = {
@@ -40,12 +46,14 @@ def sample(config: DictConfig) -> Path:
         "checkpoint": f"{loaded.checkpoint.name} at {model.samples_seen} samples, {loaded.weights} weights",
         "sampler": f"{type(used).__name__} {used}",
         "chunk_size": model.chunk_size,
+        **(recorded(steps.values()) if steps else {}),
     }
-    name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items())])
+    name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items()), *map(_short, steps)])
     out = Path(config.out) if config.out else loaded.directory.path / "samples" / name
     if here.rank:
         return out
     out.mkdir(parents=True, exist_ok=True)
+    samples = replace(samples, data=apply_steps(steps.values(), samples.data))
     known = model.shown(samples.condition)
     shown = save_samples(out / "grid", samples, known, config.columns, meta)
     for i in range(len(samples)):
