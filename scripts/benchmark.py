@@ -12,8 +12,8 @@ the ratios is given with their range.
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
     seq2seq    experiment=marian_multi30k_cpu (--path DIR) against transformers' Seq2SeqTrainer, one thread, the same
                network, batches and optimizer: updates a CPU second, and the losses of both
-    enlarge    the enlarger of genlab.postprocess against the results in its package (--path DIR: unpacked), halved and doubled
-               real pictures against bicubic, CPU seconds a picture
+    enlarge    the enlarger of genlab.postprocess against the results in its package (--path DIR, unpacked);
+               halved and doubled real pictures against bicubic; CPU seconds a picture
     inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
 """
 

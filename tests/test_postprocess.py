@@ -161,9 +161,11 @@ def test_other_models_are_refused(tmp_path: Path, fault: str) -> None:
     elif fault == "absent":
         data.unlink()
     else:
-        weights[0] |= {"float16": {"dtype": "float16"}, "quantised": {"quantization": {}}, "flat": {"shape": [162]}}.get(
-            fault, {}
-        )
+        weights[0] |= {
+            "float16": {"dtype": "float16"},
+            "quantised": {"quantization": {}},
+            "flat": {"shape": [162]},
+        }.get(fault, {})
         (folder / "model.json").write_text("{" if fault == "json" else json.dumps(model))
     with pytest.raises(DataError, match=r"x2/model\.json: not a layers model of float32 convolutions"):
         esrgan_slim(tmp_path, tmp_path)
@@ -266,8 +268,8 @@ def lanczos_matrix(before: int, after: int) -> np.ndarray:
 def test_lanczos_is_the_windowed_sinc(size: list[int]) -> None:
     images = pictures()
     down, across = (lanczos_matrix(a, b) for a, b in zip((11, 9), size, strict=True))
-    expected = np.clip(down @ images.double().numpy() @ across.T, 0, 255)
-    assert np.abs(Lanczos(size=size)(images).numpy() - expected).max() <= 1.51  # Pillow rounds after each direction
+    expected = np.clip(down @ np.clip(images.double().numpy() @ across.T, 0, 255), 0, 255)  # 8 bits between the two
+    assert np.abs(Lanczos(size=size)(images).numpy() - expected).max() <= 1.5
     assert torch.equal(Lanczos(scale=2)(images), Lanczos(size=[22, 18])(images))
 
 
@@ -383,7 +385,7 @@ def test_bad_steps_are_answered_in_one_line(run: RunDirectory, tmp_path: Path, m
         sample(run, tmp_path, *arguments).line(2, *words)
     monkeypatch.setattr(GAN, "modality", Text())
     sample(run, tmp_path, "postprocess=sharpen").line(2, "postprocess: pictures only", "makes text")
-    assert not list(run.path.glob("samples/seed-5*sharpen"))
+    assert not list(run.path.glob("samples/seed-5-sharpen"))
 
 
 def test_metrics_take_no_steps(run: RunDirectory, tmp_path: Path) -> None:
@@ -416,7 +418,9 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert meta == {"seed": 3, "postprocess": [{"step": "Earlier"}, *(step.record() for step in steps)]}
     command(*line, "out=in", folder=tmp_path).line(2, "choose another folder")
     command(*line[:2], "images=none", "out=out", folder=tmp_path).line(2, "images=none: holds no images")
-    command("scripts/postprocess.py", "images=in", "out=out", folder=tmp_path).line(2, "Give postprocess=OPTION: deblock")
+    command("scripts/postprocess.py", "images=in", "out=out", folder=tmp_path).line(
+        2, "Give postprocess=OPTION: deblock"
+    )
     (tmp_path / "in" / "c.png").write_bytes(b"no picture")
     command(*line, "out=out", folder=tmp_path).line(65, "c.png: cannot be read")
 

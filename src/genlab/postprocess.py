@@ -82,9 +82,9 @@ class Enlarge(Step):
 
     def process(self, image: Tensor) -> Tensor:
         network = self._network.to(image.device)
-        large = network(image[None].expand(-1, 3, -1, -1).float() / 255)[0]
+        large = network(image[None].expand(-1, 3, -1, -1).float() / 255)[0].clamp(0, 1)
         large = large.mean(0, keepdim=True) if len(image) == 1 else large
-        return (255 * large).clamp(0, 255).round().to(torch.uint8)
+        return (255 * large).round().to(torch.uint8)
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "weights": "esrgan_slim", "sha256": SHA256[self.scale]}

@@ -48,7 +48,8 @@ def sample(config: DictConfig) -> Path:
         "chunk_size": model.chunk_size,
         **(recorded(steps.values()) if steps else {}),
     }
-    name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items()), *map(_short, steps)])
+    names = [f"{name}-{_short(value)}" for name, value in wanted.items()]
+    name = "-".join(["seed", str(config.seed), *names, *map(_short, steps)])
     out = Path(config.out) if config.out else loaded.directory.path / "samples" / name
     if here.rank:
         return out
