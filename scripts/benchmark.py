@@ -12,6 +12,8 @@ the ratios is given with their range.
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
     seq2seq    experiment=marian_multi30k_cpu (--path DIR) against transformers' Seq2SeqTrainer, one thread, the same
                network, batches and optimizer: updates a CPU second, and the losses of both
+    enlarge    the enlarger of genlab.postprocess against the results in its package (--path DIR, unpacked);
+               halved and doubled real pictures against bicubic; CPU seconds a picture
     inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
 """
 
@@ -305,9 +307,50 @@ def seq2seq(repeats: int, path: Path) -> dict[str, Any]:
     return benchmark_seq2seq.compared(repeats, path)
 
 
+def enlarge(repeats: int, path: Path) -> dict[str, Any]:
+    """PSNR of the enlarger against its package's own results; of real pictures that are halved (bicubic, antialiased)
+    and doubled again, beside bicubic and Lanczos; and CPU seconds of a picture of 64x64."""
+    import torch
+    import torch.nn.functional as F
+
+    from genlab.cli.build import ready_data
+    from genlab.cli.compose import compose_config
+    from genlab.evaluation.reference import image_batch, real_items
+    from genlab.modality import Image
+    from genlab.postprocess import Enlarge, Lanczos
+
+    def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
+        return float(10 * torch.log10(255**2 / (x.double() - y.double()).square().mean()))
+
+    def bicubic(images: torch.Tensor, scale: float) -> torch.Tensor:
+        resized = F.interpolate(images.float(), scale_factor=scale, mode="bicubic", antialias=True)
+        return resized.clamp(0, 255).round().to(torch.uint8)
+
+    torch.set_num_threads(1)
+    fixture = Image().read(path / "assets" / "fixture.png")[None]
+    steps, result = {scale: Enlarge(scale=scale) for scale in (2, 3, 4)}, {}
+    for scale, step in steps.items():
+        theirs = Image().read(path / "assets" / "samples" / f"{scale}x" / "result.png")[None]
+        one = fixture[..., :64, :64].contiguous()
+        seconds = clock(lambda step=step, one=one: step(one), repeats, time.process_time)  # type: ignore[misc]
+        result[f"x{scale}"] = {
+            "PSNR against the package": psnr(step(fixture), theirs),
+            "PSNR of bicubic against it": psnr(bicubic(fixture, scale), theirs),
+            "CPU seconds of 64x64": statistics.median(seconds),
+        }
+    for name in ("fashion_mnist", "cifar10", "emoji"):
+        data = ready_data(compose_config(ROOT / "conf", "evaluate", [f"data={name}"]))
+        source, ids = real_items(data, "test", 256, name)
+        images = image_batch(source, ids)["image"]
+        half = bicubic(images, 0.5)
+        doubled = {"bicubic": bicubic(half, 2), "Lanczos": Lanczos(scale=2)(half), "enlarged": steps[2](half)}
+        result[f"{name}, {len(images)} pictures"] = {key: psnr(value, images) for key, value in doubled.items()}
+    return result
+
+
 MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
-    "start": start, "text": text, "protection": protection, "seq2seq": seq2seq,
+    "start": start, "text": text, "protection": protection, "seq2seq": seq2seq, "enlarge": enlarge,
 }  # fmt: skip
 
 
@@ -316,9 +359,9 @@ def main() -> None:
     parser.add_argument("what", choices=MEASURED)
     parser.add_argument("--repeats", type=int, default=5, help="pairs that are measured")
     parser.add_argument("--out", type=Path, help="JSON file of the result")
-    parser.add_argument("--path", type=Path, help="files of Multi30k, which seq2seq needs")
+    parser.add_argument("--path", type=Path, help="files of Multi30k, which seq2seq needs; or the package, for enlarge")
     arguments = parser.parse_args()
-    options = {"path": arguments.path} if arguments.what == "seq2seq" else {}
+    options = {"path": arguments.path} if arguments.what in ("seq2seq", "enlarge") else {}
     measured = MEASURED[arguments.what](arguments.repeats, **options)
     result = {
         "what": arguments.what,

@@ -27,6 +27,7 @@ BELOW |= dict.fromkeys(("networks", "objectives", "diffusion", "decoding", "data
 BELOW["conditions"] = {*BOTTOM, "data", "decoding"}
 BELOW["models"] = {*BELOW}
 BELOW["evaluation"] = {*BOTTOM, "data", "objectives", "conditions", "judges"}
+BELOW["postprocess"] = {*BOTTOM, "networks", "data"}
 BELOW["runs"] = {"errors", "files"}
 BELOW["callbacks"] = {*BELOW}
 BELOW["cli"] = {*BELOW}

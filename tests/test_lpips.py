@@ -20,6 +20,7 @@ from genlab import noise
 from genlab.data.convert import LPIPS_FILE, VGG16_CONVOLUTIONS, lpips_weights, read_arrays
 from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
+from genlab.files import cache_root
 from genlab.networks import lpips
 from genlab.networks.lpips import LPIPS
 
@@ -131,7 +132,7 @@ REFERENCE = {16: [0.0201774, 0.0215571], 28: [0.0276394, 0.0289976], 64: [0.0413
 @pytest.mark.data
 def test_real_weights() -> None:
     """Values of lpips 0.1.4 (net="vgg") with these weights on these images, computed once."""
-    if not (lpips.cache_root() / "lpips" / lpips.FILE).is_file():
+    if not (cache_root() / "lpips" / lpips.FILE).is_file():
         pytest.skip("python scripts/fetch_data.py lpips")
     for size, expected in REFERENCE.items():
         with torch.no_grad():

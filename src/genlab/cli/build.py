@@ -25,6 +25,7 @@ from genlab.files import read_json
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel
 from genlab.networks.frozen import frozen_parts
+from genlab.postprocess import Step
 from genlab.runs.checkpoint import load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory
 from genlab.runs.export import WEIGHTS, is_export, is_pretrained, read_export, read_facts
@@ -56,6 +57,11 @@ def build_sampler(node: Any) -> Any:
     """The sampler of a node; None for none. Samplers share no base class, but each is GenLab's or the user's."""
     check_own(node, "sampler")
     return instantiate(node)
+
+
+def build_steps(node: Any) -> dict[str, Step]:
+    """The steps that a configuration's `postprocess` names, in order; none for None."""
+    return {name: instantiate(step, Step) for name, step in (node or {}).items()}
 
 
 def build_data(config: DictConfig) -> DataModule:

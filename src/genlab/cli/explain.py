@@ -51,6 +51,8 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
         groups = _groups(folder)
         if key in groups:  # a group of some options only, such as model/penalty
             parent = key.rpartition("/")[0]
+            if not parent:
+                return Problem(f"{config_name}.py takes no {key}", "", "", "command line")
             return Problem(f"the chosen {parent} has no {key}", "", f"Choose another {parent}", "command line")
         return _unknown(key, _without(arguments, config_name, folder, key), groups)
     if found := re.search(r"You must specify '([^']*)', e\.g", text):
@@ -74,7 +76,8 @@ def _missing(error: MissingConfigException, arguments: Any, folder: str) -> Prob
     """An option that its group does not have, or a config file that is not there."""
     path = error.missing_cfg_file or ""
     group, _, option = path.rpartition("/")
-    options = [str(o) for o in error.options or [] if not str(o).startswith("_")]
+    listed = error.options or [p.stem for p in sorted((Path(folder) / group).glob("*.yaml")) if group]  # none of a list
+    options = [str(o) for o in listed if not str(o).startswith("_")]
     inside = re.search(r"In '([^']*)'", str(error))
     chosen = any(o.partition("=")[0].lstrip("+~").partition("@")[0] == group for o in arguments.overrides)
     where = "command line" if chosen else f"conf/{inside[1]}.yaml" if inside else ""

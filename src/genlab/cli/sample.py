@@ -7,6 +7,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genlab.callbacks.pictures import save_samples
-from genlab.cli.build import set_threads
+from genlab.cli.build import build_steps, set_threads
 from genlab.cli.condition_values import read_conditions
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place
@@ -23,8 +24,9 @@ from genlab.decoding.stream import Streamed
 from genlab.diffusion.trace import Traced
 from genlab.errors import ConfigError
 from genlab.evaluation import generate
-from genlab.modality import Video
+from genlab.modality import Image, Video
 from genlab.models.base import GenerativeModel
+from genlab.postprocess import apply_steps, recorded
 
 TRACE_RATE = 8.0  # steps a second
 
@@ -44,6 +46,9 @@ def sample(config: DictConfig) -> Path:
         n, columns, seeds = values * config.each, config.each, seeds[:1] + torch.arange(config.each).repeat(values)
         wanted = {name: _each(value, config.each) for name, value in wanted.items()}
     used = sampler or model.sampler
+    steps = build_steps(config.get("postprocess"))
+    if steps and not isinstance(model.modality, Image):
+        raise ConfigError(f"postprocess: pictures only, and {loaded.directory.path.name} makes {model.modality.name}")
     streamed = _streamed(loaded, used, n, here.world) if config.stream else None
     traced = _traced(model, used, here.world) if config.trace else None
     with in_precision(config.precision, model.device):
@@ -54,12 +59,16 @@ def sample(config: DictConfig) -> Path:
         "checkpoint": f"{loaded.checkpoint.name} at {model.samples_seen} samples, {loaded.weights} weights",
         "sampler": f"{type(used).__name__} {used}",
         "chunk_size": model.chunk_size,
-    } | ({} if config.precision is None else {"precision": config.precision})
-    name = "-".join(["seed", str(config.seed), *(f"{name}-{_short(value)}" for name, value in wanted.items())])
+        **({} if config.precision is None else {"precision": config.precision}),
+        **(recorded(steps.values()) if steps else {}),
+    }
+    names = [f"{name}-{_short(value)}" for name, value in wanted.items()]
+    name = "-".join(["seed", str(config.seed), *names, *map(_short, steps)])
     out = Path(config.out) if config.out else loaded.directory.path / "samples" / name
     if here.rank:
         return out
     out.mkdir(parents=True, exist_ok=True)
+    samples = replace(samples, data=apply_steps(steps.values(), samples.data))
     known = model.shown(samples.condition)
     shown = save_samples(out / "grid", samples, known, columns, meta)
     for i, seed in enumerate(seeds.tolist()):

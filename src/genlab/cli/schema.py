@@ -99,6 +99,7 @@ class FromRun(Strict):
 
 
 class Sample(FromRun):
+    postprocess: dict[str, Node] | None = None
     weights: Weights = "ema"
     checkpoint: Checkpoint = "last"
     n: Positive
@@ -125,7 +126,15 @@ class Evaluate(FromRun):
     evaluation: Node | None = None
 
 
-ENTRIES: dict[str, type[Strict]] = {"train": Train, "sample": Sample, "evaluate": Evaluate}
+class Postprocess(Strict):
+    images: str
+    out: str
+    postprocess: dict[str, Node]
+
+
+ENTRIES: dict[str, type[Strict]] = {
+    "train": Train, "sample": Sample, "evaluate": Evaluate, "postprocess": Postprocess
+}  # fmt: skip
 
 # Key (`*`: any name, `[]`: any place in a list) -> full name of the class that the target there must derive from.
 BASES: dict[str, str] = {
@@ -137,6 +146,7 @@ BASES: dict[str, str] = {
     "callbacks.extra[]": "pytorch_lightning.callbacks.callback.Callback",
     "logger.*": "pytorch_lightning.loggers.logger.Logger",
     "evaluation": "genlab.evaluation.protocol.Protocol",
+    "postprocess.*": "genlab.postprocess.Step",
     "evaluation.metrics.*": "torchmetrics.metric.Metric",
     "evaluation.metrics.*.classifier": "genlab.evaluation.harm.TextClassifier",
 }

@@ -7,6 +7,7 @@ Imports no torch, but where it reads a network.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import struct
 from collections.abc import Mapping, Sequence
@@ -129,6 +130,37 @@ def lpips_weights(unpacked: Path, target: Path) -> None:
     except (KeyError, ValueError) as error:
         raise DataError(f"{source.name}: not the expected weights ({error})") from None
     write_safetensors(target / LPIPS_FILE, out)
+
+
+def read_tfjs(folder: Path) -> dict[str, np.ndarray]:
+    """Convolutions of a layers model of TensorFlow.js (model.json and the files that it names) in torch's layout:
+    `LAYER.weight`, [O,I,H,W] of a kernel [H,W,I,O], and `LAYER.bias`.
+
+    Raises:
+        DataError: a file is not there or of another size, or weights are not plain float32.
+    """
+    source, arrays = folder / "model.json", {}
+    try:
+        for group in json.loads(source.read_text(encoding="utf-8"))["weightsManifest"]:
+            data, at = b"".join((folder / Path(name).name).read_bytes() for name in group["paths"]), 0
+            for weight in group["weights"]:
+                if weight["dtype"] != "float32" or "quantization" in weight:
+                    raise ValueError(f"{weight['name']} is not of plain float32")
+                array = np.frombuffer(data, "<f4", math.prod(weight["shape"]), at).reshape(weight["shape"])
+                layer, kind = weight["name"].rsplit("/", 1)
+                kernel, at = kind == "kernel", at + array.nbytes
+                arrays[f"{layer}.{'weight' if kernel else kind}"] = array.transpose(3, 2, 0, 1) if kernel else array
+            if at != len(data):
+                raise ValueError(f"{len(data)} bytes of weights, {at} expected")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder.name}/{source.name}: not a layers model of float32 convolutions ({error})") from None
+    return arrays
+
+
+def esrgan_slim(unpacked: Path, target: Path) -> None:
+    """The enlargers x2, x3 and x4 of @upscalerjs/esrgan-slim, a file each, for genlab.networks.esrgan."""
+    for name in ("x2", "x3", "x4"):
+        write_safetensors(target / f"{name}.safetensors", read_tfjs(unpacked / "package" / "models" / name))
 
 
 def cifar10_from_png(unpacked: Path, target: Path) -> None:

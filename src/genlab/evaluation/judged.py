@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -153,20 +154,20 @@ class Folder:
     def __init__(self, path: Path) -> None:
         if path.is_dir():
             self._source: Source
-            self._source, digest = _open_folder(path)
+            self._source, digest, told = _open_folder(path)
         elif path.suffix == ".npz":
-            self._source, digest = read_npz(path, None), sha256_of(path)
+            self._source, digest, told = read_npz(path, None), sha256_of(path), {}
         else:
             raise ConfigError(f"{path}: expected a folder of images or an .npz file")
         labels = self._source.labels
-        facts = {"num_classes": None if labels is None else int(labels.max()) + 1}
+        facts = {"num_classes": None if labels is None else int(labels.max()) + 1, **told}
         self.manifest = _FilesManifest(path.name, "image", facts, {"folder": {"sha256": digest}})
 
     def source(self, split: str) -> Source:
         return self._source
 
 
-def _open_folder(path: Path) -> tuple[Source, str]:
+def _open_folder(path: Path) -> tuple[Source, str, dict[str, str]]:
     classes = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
     paths, labels = list_images(path, classes)
     if not paths:
@@ -176,6 +177,7 @@ def _open_folder(path: Path) -> tuple[Source, str]:
     try:
         with Pillow.open(paths[0]) as first:
             size, grey = first.size, first.mode in ("1", "L")
+            steps = str(first.info.get("postprocess", ""))[:500]
     except Exception as error:  # as in Decode: Pillow raises nearly everything on a broken file
         raise DataError(f"{paths[0]}: cannot be read ({error}); repair or remove it") from error
     digest = hashlib.sha256()
@@ -183,7 +185,9 @@ def _open_folder(path: Path) -> tuple[Source, str]:
         digest.update(f"{file.relative_to(path)} {sha256_of(file)}\n".encode())
     decode = Decode((1 if grey else 3, size[1], size[0]), resize="none", crop="none")
     label = torch.tensor(labels, dtype=torch.int64) if classes else None
-    return ImageFiles(paths, label, decode, str(path)), digest.hexdigest()
+    if steps:
+        warnings.warn(f"{path}: post-processed pictures, not those that a model has made: {steps}")
+    return ImageFiles(paths, label, decode, str(path)), digest.hexdigest(), {"postprocess": steps} if steps else {}
 
 
 def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
@@ -194,6 +198,7 @@ def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
         return Samples(Image(), image_batch(source, ids[start:stop])["image"])
 
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
+    facts |= {key: data.manifest.facts[key] for key in ("postprocess",) if key in data.manifest.facts}
     return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids), (data, split))
 
 

@@ -7,7 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from genlab.errors import ConfigError, DataError
+from genlab.files import cache_root, sha256_of
+
+
+def cached_weights(name: str, file: str, sha256: str) -> dict[str, Tensor]:
+    """Weights that `python scripts/fetch_data.py NAME` has put into the cache, by name, on the CPU.
+
+    Raises:
+        ConfigError: they are not there.
+        DataError: the file is not the one with this sha256.
+    """
+    path, command = cache_root() / name / file, f"`python scripts/fetch_data.py {name}`"
+    if not path.is_file():
+        raise ConfigError(f"{name}: no weights at {path}: run {command}")
+    if (actual := sha256_of(path)) != sha256:
+        raise DataError(f"{path}: sha256 {actual[:12]}..., expected {sha256[:12]}...: delete it and run {command}")
+    return load_file(path)
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:

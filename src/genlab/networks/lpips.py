@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genlab.errors import ConfigError, DataError
-from genlab.files import cache_root, sha256_of
-from genlab.networks.frozen import weights_sha256
+from genlab.errors import ConfigError
+from genlab.networks.frozen import cached_weights, weights_sha256
 
 FILE = "vgg16-lpips.safetensors"
 SHA256 = "2e0ba84e925305490c5eade22da17fc978701d0a31989bf5753e213fdf1fea72"
@@ -66,23 +64,10 @@ class LPIPS(nn.Module):
     @torch.compiler.disable
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if not self._weights:
-            self._weights = load_weights()
+            self._weights = cached_weights("lpips", FILE, SHA256)
         if next(iter(self._weights.values())).device != device:
             self._weights = {name: value.to(device) for name, value in self._weights.items()}
         return self._weights
-
-
-def load_weights() -> dict[str, Tensor]:
-    """The weights in the cache, float32 on the CPU; errors as `LPIPS`."""
-    path = cache_root() / "lpips" / FILE
-    if not path.is_file():
-        raise ConfigError(f"LPIPS: no weights at {path}: run `python scripts/fetch_data.py lpips`")
-    if (found := sha256_of(path)) != SHA256:
-        raise DataError(
-            f"{path}: sha256 {found[:12]}..., expected {SHA256[:12]}...: delete it and run "
-            "`python scripts/fetch_data.py lpips`"
-        )
-    return load_file(path)
 
 
 def _features(image: Tensor, weights: dict[str, Tensor]) -> list[Tensor]:
