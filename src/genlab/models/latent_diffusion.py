@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from genlab.conditions import Caption, Negative
 from genlab.data.manifest import digest
+from genlab.data.vocabulary import vocabulary_digest
 from genlab.diffusion.guidance import Told
 from genlab.diffusion.parameterisation import Prediction, Weighting
 from genlab.diffusion.processes import Process
@@ -166,7 +167,7 @@ class LatentDiffusion(DiffusionModel):
                 self.latent_mean.copy_(values.mean(1)[:, None, None])
                 self.latent_std.copy_(values.std(1)[:, None, None])
             if once and self.text is not None and self.text.frozen:
-                key = self.text.identity(self.tokenizer)
+                key = digest([self.text.network.sha256, vocabulary_digest(self.tokenizer), *self.text.settings])
                 rows = rows | self._computed(data, split, "texts", key, self._text_rows, device)
             for name, values in rows.items() if once else ():
                 data.attach(split, name, values)

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genlab.data.manifest import digest
-from genlab.data.vocabulary import vocabulary_digest
-from genlab.decoding.reading import ENDED
 from genlab.errors import ConfigError
 from genlab.networks.frozen import Frozen
+
+ENDED = -1  # in the place of a token, after the end of a text: as genlab.decoding.reading.ENDED
 
 
 class TextStates(NamedTuple):
@@ -74,10 +73,10 @@ class TextEncoder(nn.Module):
         """Whether its states of a text never change."""
         return isinstance(self.network, Frozen)
 
-    def identity(self, tokenizer: Any) -> str:
-        """sha256 in hex of all that decides the states of a text, of a frozen encoder."""
-        settings = [self.pool, self.normalise, self.longest, self.fixed, self.pad]
-        return digest([self.network.sha256, vocabulary_digest(tokenizer), *settings])
+    @property
+    def settings(self) -> list[Any]:
+        """What decides the states of a text beside the weights and the tokenizer."""
+        return [self.pool, self.normalise, self.longest, self.fixed, self.pad]
 
     def room(self, tokenizer: Any) -> int:
         """Most tokens of a text itself."""
@@ -114,13 +113,13 @@ class TextEncoder(nn.Module):
         """What the network reads, int64 [B, L], and which of it is text and frame, bool [B, L]."""
         before, after = self.frame(tokenizer)
         begin, room = len(before), self.room(tokenizer)
-        ids = ids[:, :room]
-        lengths = (ids != ENDED).sum(1)
-        width = self.longest if self.fixed else begin + len(after) + int(lengths.max())
+        lengths = (ids[:, :room] != ENDED).sum(1)
+        ids = ids[:, : int(lengths.max())]
+        width = self.longest if self.fixed else begin + len(after) + ids.shape[1]
         tokens = ids.new_full((len(ids), width), after[-1] if self.pad is None else self.pad)
         tokens[:, :begin] = ids.new_tensor(before)
         body = tokens[:, begin : begin + ids.shape[1]]
-        body.copy_(torch.where(ids == ENDED, body, ids)[:, : body.shape[1]])
+        body.copy_(torch.where(ids == ENDED, body, ids))
         end = (begin + lengths)[:, None]
         tokens.scatter_(1, end, after[-1])
         return tokens, torch.arange(width, device=ids.device) <= end
