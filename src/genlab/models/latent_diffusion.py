@@ -114,7 +114,7 @@ class LatentDiffusion(DiffusionModel):
             return (self.coder.encode(image) - self.latent_mean) / self.latent_std
 
     def to_picture(self, x_0: Tensor) -> Tensor:
-        return self.coder.decode(x_0 * self.latent_std + self.latent_mean)
+        return self.coder.decode(x_0 * self.latent_std + self.latent_mean).float()  # under autocast, too
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The pictures, and what the first stage makes of them: no sample can be better."""
