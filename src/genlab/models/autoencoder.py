@@ -139,15 +139,18 @@ class Autoencoder(AdversarialModel):
         """The images, and what comes back."""
         return batch["image"], self.decode(self.encode(batch))
 
-    def to_diffusers(self) -> Any:
+    def to_diffusers(self, folded: bool = False) -> Any:
         """The same first stage as diffusers' AutoencoderKL or VQModel.
+
+        Args:
+            folded: also one that works on patches, of pictures whose patches are folded into channels already.
 
         Raises:
             ConfigError: diffusers has no such network or bottleneck.
         """
         import diffusers
 
-        if not isinstance(self.network, FirstStage) or self.network.patch > 1:
+        if not isinstance(self.network, FirstStage) or (self.network.patch > 1 and not folded):
             raise ConfigError(
                 f"model.network: {type(self.network).__name__} is no network of diffusers; take FirstStage, patch 1"
             )
