@@ -97,10 +97,9 @@ def test_pixels_are_those_of_diffusers(name: str, folder: Path, tmp_path: Path) 
 
 
 def test_a_negative_prompt(folder: Path) -> None:
-    plain, other = ours(folder), ours(folder, negative=["blue", "", "a heart"])
-    equal(other, of_diffusers(folder, negative_prompt=["blue", "", "a heart"]))
-    assert torch.equal(plain[1], other[1])
-    assert not torch.equal(plain[0], other[0])
+    plain, other = ours(folder), ours(folder, negative=["blue", "a heart", "green"])
+    equal(other, of_diffusers(folder, negative_prompt=["blue", "a heart", "green"]))
+    assert int((plain.int() - other.int()).abs().max()) > 20
 
 
 def test_each_picture_is_a_function_of_its_seed_and_prompt(folder: Path) -> None:
@@ -360,7 +359,7 @@ def latent_model(place: Path, patch: int, **changes: Any) -> Path:
         **changes,
     }  # fmt: skip
     kind = "Euler" if patch > 1 else "DPMSolverPP"
-    sampler = {"_target_": f"genlab.diffusion.samplers.{kind}", "steps": 6, "guidance_scale": 3.0}
+    sampler = {"_target_": f"genlab.diffusion.samplers.{kind}", "steps": 5, "guidance_scale": 3.0}
     return exported(place / f"run{patch}", model, sampler, place / "tokenizer.json")
 
 
