@@ -43,7 +43,7 @@ def make_pipeline(folder: Path, pad: str = "<|endoftext|>", **scheduler: Any) ->
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=77)
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.5, eos_token_id=len(vocabulary) - 1,
+        initializer_range=0.5, bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1,
     ))  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
@@ -57,7 +57,7 @@ def make_pipeline(folder: Path, pad: str = "<|endoftext|>", **scheduler: Any) ->
     with torch.no_grad():
         vae.quant_conv.weight[4:] = 0
         vae.quant_conv.bias[4:] = -30
-        vae.decoder.conv_out.weight *= 4  # pictures with contrast
+        vae.decoder.conv_out.weight *= 2  # pictures with contrast
         for block in (unet.mid_block, unet.down_blocks[1], unet.up_blocks[0]):  # that say what the text says
             for attention in block.attentions:
                 attention.proj_out.weight *= 4

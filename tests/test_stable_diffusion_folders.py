@@ -45,7 +45,10 @@ def with_scheduler(folder: Path, target: Path, **facts: Any) -> Path:
     """A copy of a folder with other facts in its scheduler_config.json."""
     shutil.copytree(folder, target)
     path = target / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    path.write_text(json.dumps(changed := {**json.loads(path.read_text()), **facts}))
+    index = json.loads((target / "model_index.json").read_text())
+    index["scheduler"][1] = changed["_class_name"]
+    (target / "model_index.json").write_text(json.dumps(index))
     return target
 
 

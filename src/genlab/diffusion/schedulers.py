@@ -68,9 +68,13 @@ def read_scheduler(facts: Mapping[str, Any], where: str) -> Reading:
             raise ConfigError(f"{where}: {name} {value!r} is not known; write one of {', '.join(known)}")
     for name, neutral in REFUSED.items():
         if facts.get(name, neutral) != neutral:
-            raise ConfigError(f"{where}: {name}={str(facts[name])[:40]} has no counterpart here; only {neutral} is read")
+            raise ConfigError(
+                f"{where}: {name}={str(facts[name])[:40]} has no counterpart here; only {neutral} is read"
+            )
     steps = int(facts.get("num_train_timesteps", 1000))
-    ends = [float(facts.get(f"beta_{end}", default)) * steps / 1000 for end, default in (("start", 1e-4), ("end", 0.02))]
+    ends = [
+        float(facts.get(f"beta_{end}", default)) * steps / 1000 for end, default in (("start", 1e-4), ("end", 0.02))
+    ]
     process = {"steps": steps, "schedule": SCHEDULES[schedule], "betas": ends}
     sampler, options, spacing, to_0 = SAMPLERS[kind]
     named = facts.get("timestep_spacing", spacing)
@@ -80,7 +84,9 @@ def read_scheduler(facts: Mapping[str, Any], where: str) -> Reading:
     elif named == "leading" and to_0 is not None and not facts.get("set_alpha_to_one", to_0):
         spacing = "leading_to_1"
     if spacing not in (named, "leading_to_1") or (spacing == "linspace" and sampler != "DPMSolverPP"):
-        notes.append(f"timestep_spacing {named!r} of {kind} is not ours: {spacing} of DPMSolverMultistep takes its place")
+        notes.append(
+            f"timestep_spacing {named!r} of {kind} is not ours: {spacing} of DPMSolverMultistep takes its place"
+        )
     if named != "leading" and to_0 is not None and not facts.get("set_alpha_to_one", to_0):
         notes.append(f"timestep_spacing {named!r} of {kind} ends at t = 0, in spite of set_alpha_to_one=false")
     for name, neutral in LEFT_OUT.items():
