@@ -18,7 +18,7 @@ def provenance(name: str | None) -> dict[str, str]:
 
 
 class Form(NamedTuple):
-    """What a kind of folder says of itself; `code` shows how it is used, where FOLDER and "..." stand for themselves."""
+    """What a kind of folder says of itself; `code` shows its use, where FOLDER and "..." stand for themselves."""
 
     library: str
     tag: str

@@ -33,8 +33,8 @@ KEYS = {
 }
 
 PICTURES = (
-    "It shows what its data show, and may repeat pictures of it; it was not made safe for any use, and nothing checks its "
-    "pictures."
+    "It shows what its data show, and may repeat pictures of it; it was not made safe for any use, and nothing checks "
+    "what it makes."
 )
 
 

@@ -158,7 +158,7 @@ def read_vocabulary(given: str, vocab_size: int) -> Tokenizer:
 
 
 def is_clip(folder: Path) -> bool:
-    """Whether a folder holds the tokenizer of CLIP: its tokenizer_config.json says so, or there is no tokenizer.json."""
+    """Whether a folder holds CLIP's tokenizer: tokenizer_config.json says so, or there is no tokenizer.json."""
     facts = read_json(folder / "tokenizer_config.json")
     bare = (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()
     return bare or (isinstance(facts, dict) and str(facts.get("tokenizer_class")).startswith("CLIPTokenizer"))

@@ -110,8 +110,8 @@ class VP(Process):
 
     Args:
         steps: T.
-        schedule: 'linear' (DDPM section 4), 'scaled_linear', linear in the root of beta (Rombach et al. 2022, 2112.10752),
-            or 'cosine' (eq. 17 of Improved DDPM, 2102.09672, with s = 0.008 and beta <= 0.999).
+        schedule: 'linear' (DDPM section 4), 'scaled_linear', linear in the root of beta (Rombach et al. 2022,
+            2112.10752), or 'cosine' (eq. 17 of Improved DDPM, 2102.09672, with s = 0.008 and beta <= 0.999).
         betas: the first and the last beta of the two linear ones, scaled by 1000 / T.
     """
 
@@ -132,7 +132,8 @@ class VP(Process):
             raise ConfigError(f"model.process.betas: expected two numbers between 0 and 1, got {list(self.ends)}")
         if schedule in ("linear", "scaled_linear"):
             power = 1 if schedule == "linear" else 2
-            beta = np.linspace(*(end ** (1 / power) for end in self.ends), steps) ** power * (1000 / steps)
+            roots = [end ** (1 / power) for end in self.ends]
+            beta = np.linspace(roots[0], roots[-1], steps) ** power * (1000 / steps)
         elif schedule == "cosine":
             f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * (np.pi / 2)) ** 2
             beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
@@ -164,8 +165,8 @@ class VP(Process):
           many; repeats are dropped, since a step from t to t does nothing.
         - 'trailing': T - i T / steps, rounded, which starts at T (Lin et al., 2305.08891, table 2).
         - 'logsnr': evenly spaced in log(alpha / sigma) between T and 1, rounded to distinct times.
-        - 'leading': 2 + i * floor(T / steps), diffusers' of that name with steps_offset 1; 'leading_to_1': the same, and
-          1 in the place of 0 at the end, as Stable Diffusion is sampled; 'linspace': 1 + i (T - 1) / steps, rounded.
+        - 'leading': 2 + i * floor(T / steps), diffusers' of that name with steps_offset 1; 'leading_to_1': likewise,
+          but it ends at 1, not at 0, as Stable Diffusion is sampled; 'linspace': 1 + i (T - 1) / steps, rounded.
         """
         last = int(self.end)
         if not 1 <= steps <= last:

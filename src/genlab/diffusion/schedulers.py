@@ -1,4 +1,4 @@
-"""Schedulers of diffusers in GenLab's words: a scheduler_config.json as a process, a prediction and a sampler; and back.
+"""Schedulers of diffusers: a scheduler_config.json as a process, a prediction and a sampler, and back.
 
 What is read is what a StableDiffusionPipeline makes of the file: its steps_offset is 1, and nothing is clipped.
 """
@@ -25,9 +25,14 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], str, bool | None]] = {
     "HeunDiscreteScheduler": ("Heun", {"coordinates": "sigma"}, "linspace", None),
     "DPMSolverMultistepScheduler": ("DPMSolverPP", {}, "linspace", None),
 }
-# Options without a counterpart, with the value that changes nothing: the first change the model, the others its sampling.
-REFUSED = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False, "timestep_type": "discrete"}
-LEFT_OUT = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+# Options without a counterpart, and what changes nothing: the first are of the model, the others of its sampling.
+REFUSED: dict[str, Any] = {
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+    "timestep_type": "discrete",
+}
+LEFT_OUT: dict[str, Any] = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
             "use_lu_lambdas": False, "final_sigmas_type": "zero", "solver_order": 2, "solver_type": "midpoint",
             "algorithm_type": "dpmsolver++", "euler_at_final": False, "skip_prk_steps": True}  # fmt: skip
 
@@ -114,7 +119,7 @@ def scheduler_config(process: Process, prediction: str, sampler: Any) -> dict[st
     kind, spacing = own.get(type(sampler), "DDIMScheduler"), getattr(sampler, "spacing", "trailing")
     known = {"linspace": "linspace"} if kind == own[DPMSolverPP] else {"leading": "leading", "leading_to_1": "leading"}
     scale = 1000 / process.end
-    config = {
+    config: dict[str, Any] = {
         "_class_name": kind,
         "num_train_timesteps": int(process.end),
         "beta_start": process.ends[0] * scale,

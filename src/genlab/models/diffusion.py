@@ -141,7 +141,8 @@ class DiffusionModel(GenerativeModel):
         rows = condition or {}
         eps = noise.normal(seeds, Stream.INITIAL, self.shape)
         denoise = self.denoiser(rows, len(seeds), sampler.guidance_scale, sampler.clip)
-        process, x, start, mask, anew = self.process, eps, rows.get("image"), rows.get("mask"), None
+        process: Any = self.process
+        x, start, mask, anew = eps, rows.get("image"), rows.get("mask"), None
         if start is None and (mask is not None or sampler.strength < 1):
             raise ConfigError("condition.mask and sampler.strength change a picture: name it with condition.image=FILE")
         if start is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from genlab.networks.text_encoder import TextEncoder
 
 
 def write_parts(folder: Path, model: Any) -> tuple[str, dict[str, Any] | None]:
-    """Writes vae/, unet/, text_encoder/, tokenizer/ and scheduler/. A KL autoencoder takes the mean and the deviation of
-    the latents into its two 1x1 convolutions, so that its latents are those that the UNet knows.
+    """Writes vae/, unet/, text_encoder/, tokenizer/ and scheduler/. A KL autoencoder takes the mean and the deviation
+    of the latents into its two 1x1 convolutions, so that its latents are those that the UNet knows.
 
     Returns:
-        Python that makes a picture of them, where FOLDER and "..." (the prompt) stand for themselves; and, where they make
-        a StableDiffusionPipeline, its model_index.json.
+        Python that makes a picture of them, where FOLDER and "..." (the prompt) stand for themselves; and, where they
+        make a StableDiffusionPipeline, its model_index.json.
 
     Raises:
         ConfigError: the model is not told captions, or has a part that diffusers or transformers have not.
@@ -94,8 +93,8 @@ def _vae(model: LatentDiffusion) -> tuple[Any, int]:
 
 @torch.no_grad()
 def normalise_latents(vae: Any, mean: Tensor, std: Tensor) -> None:
-    """Makes an AutoencoderKL one whose latents are (z - mean) / std, mean and std [c], and whose scaling_factor is 1: in
-    place, exactly but for rounding, as both are affine in what its 1x1 convolutions give and take.
+    """Makes the latents of an AutoencoderKL (z - mean) / std, mean and std [c], and its scaling_factor 1: in place, and
+    exactly but for rounding, as both are affine in what its 1x1 convolutions give and take.
 
     Raises:
         ConfigError: it has no such convolutions.
@@ -125,7 +124,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, text: TextEncoder) -> s
     options: dict[str, Any] = {"pad_token": pad, "model_max_length": text.longest}
     inner = json.loads(tokenizer.to_str())["model"]
     if inner.get("end_of_word_suffix") == "</w>" and tokenizer.id_to_token(end) == "<|endoftext|>":
-        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in inner["merges"]]
+        merges: Any = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in inner["merges"]]
         made: Any = CLIPTokenizer(vocab=inner["vocab"], merges=merges, **options)
         write_json(folder / "vocab.json", inner["vocab"])
         write_bytes(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode())
