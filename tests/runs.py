@@ -23,7 +23,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from isolation import isolated, without_curves, worker
 from omegaconf import DictConfig, OmegaConf
-from pipelines import captioned_pictures, make_pipeline
 from processes import as_a_process, server, together
 
 from genlab.cli.check import check
@@ -119,11 +118,13 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
 
 def small_data(config: DictConfig, folder: Path) -> list[str]:
     """Overrides that put data made here in the place of a config's data set, with the same facts."""
+    from pipelines import captioned_pictures, make_pipeline
+
     folder.mkdir(parents=True, exist_ok=True)
-    data = config.data
     if config.model.get("path") is not None:  # of a pipeline of diffusers
         pipeline = make_pipeline(folder / "pipeline")
         return [f"model.path={pipeline}", *captioned_pictures(folder / "pictures", pipeline)]
+    data = config.data
     if data.modality == "image":
         path = make_images(folder / "images.npz", data.shape, data.num_classes or 10)
         return [
