@@ -348,7 +348,7 @@ def latent_model(place: Path, patch: int, **changes: Any) -> Path:
     stage = {"_target_": levels, "shape": shape, "latent_channels": 4, "widths": [8, 8], "double": True, "patch": patch}
     first = exported(place / f"stage{patch}", {
         "_target_": "genlab.models.autoencoder.Autoencoder", "network": stage,
-        "bottleneck": {"_target_": "genlab.networks.bottlenecks.KL"},
+        "bottleneck": {"_target_": "genlab.networks.bottlenecks.KL", "shape": list(SHAPE)},
     })  # fmt: skip
     pooled = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if patch > 1 else {}
     network = {
