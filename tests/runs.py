@@ -68,6 +68,8 @@ SMALL = {
         "model.decoder.network.embedding=16",
     ),
 }
+# What a configuration has no value for; `small_data` gives the real ones.
+NEEDED = {"model=stable_diffusion": ("model.path=.", "data.root=.")}
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}
 
@@ -183,7 +185,7 @@ def small_run(chosen: str, folder: Path, *overrides: str, shipped: bool = False)
         shipped: with the network that conf has, not one that is SMALL.
     """
     small = () if shipped else SMALL.get(chosen, ())
-    base = (chosen, "trainer=debug", "logger=none", "evaluation=none")
+    base = (chosen, "trainer=debug", "logger=none", "evaluation=none", *NEEDED.get(chosen, ()))
     data = small_data(_composed(base), folder)
     return compose_train([*base, f"runs_dir={folder / 'runs'}", *data, "data.num_workers=0", *small, *overrides])
 
