@@ -26,13 +26,14 @@ from genlab.cli.build import build_model, load_config
 from genlab.cli.export import export
 from genlab.cli.load import load_run
 from genlab.data.vocabulary import encode, folder_tokenizer, read_vocabulary
+from genlab.diffusion.samplers import DDIM
 from genlab.errors import ConfigError
 from genlab.modality import to_uint8
 from genlab.noise import Stream
 from genlab.runs.directory import RunDirectory
 from genlab.runs.export import write_export
 
-SEEDS = torch.tensor([5, 6, 7])
+SEEDS, STEPS = torch.tensor([5, 6, 7]), 5
 PROMPTS = ["a red heart", "green", "Red  HEARTS, 12 of them!"]
 
 
@@ -60,14 +61,14 @@ def of_diffusers(folder: Path, kind: str = "", prompts: Any = tuple(PROMPTS), **
     pipeline.set_progress_bar_config(disable=True)
     if not kind:
         options["latents"] = noise.normal(SEEDS, Stream.INITIAL, SHAPE)
-    pictures = pipeline(list(prompts), num_inference_steps=10, output_type="np", **options).images
+    pictures = pipeline(list(prompts), num_inference_steps=STEPS, output_type="np", **options).images
     return torch.from_numpy(pictures * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
 
 
 def ours(folder: Path, prompts: Any = tuple(PROMPTS), sampler: Any = None, **conditions: Any) -> Tensor:
     loaded = load_run(folder, device="cpu")
     sampler = sampler or {}
-    changed = type(loaded.generative.sampler)(**{**vars(loaded.generative.sampler), "steps": 10, **sampler})
+    changed = type(loaded.generative.sampler)(**{**vars(loaded.generative.sampler), "steps": STEPS, **sampler})
     rows = loaded.condition(3, {"caption": list(prompts), **conditions})
     return loaded.generative.sample(SEEDS, rows, changed).data
 
@@ -106,8 +107,9 @@ def test_a_negative_prompt(folder: Path) -> None:
 
 
 def test_each_picture_is_a_function_of_its_seed_and_prompt(folder: Path) -> None:
-    alone = load_run(folder, device="cpu").sample(1, seed=6, caption=PROMPTS[1]).data
-    among = load_run(folder, device="cpu").sample(6, seed=5, caption=PROMPTS).data
+    loaded, sampler = load_run(folder, device="cpu"), DDIM(steps=2, guidance_scale=7.5)
+    alone = loaded.sample(1, seed=6, sampler=sampler, caption=PROMPTS[1]).data
+    among = loaded.sample(6, seed=5, sampler=sampler, caption=PROMPTS).data
     assert torch.equal(alone[0], among[1])
 
 
@@ -122,7 +124,7 @@ def with_our_noise(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise.normal(SEEDS, Stream.INITIAL, SHAPE))
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_from_a_picture(strength: float, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_our_noise("img2img", monkeypatch)
     picture = Image.fromarray(a_picture().permute(1, 2, 0).numpy())
@@ -138,9 +140,9 @@ def test_filling_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     picture.save(tmp_path / "a.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
     options = {"image": str(tmp_path / "a.png"), "mask": str(tmp_path / "mask.png")}
-    made = ours(folder, sampler={"strength": 0.8}, **options)
+    made = ours(folder, sampler={"strength": 0.6}, **options)
     theirs = of_diffusers(
-        folder, "Inpaint", image=[picture] * 3, mask_image=[Image.fromarray(mask)] * 3, strength=0.8,
+        folder, "Inpaint", image=[picture] * 3, mask_image=[Image.fromarray(mask)] * 3, strength=0.6,
         height=16, width=16,
     )  # fmt: skip
     inside = torch.from_numpy(mask > 0).expand(3, 3, -1, -1)
@@ -150,10 +152,9 @@ def test_filling_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not torch.equal(anew[inside], made[inside])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_half_precision(dtype: torch.dtype, folder: Path) -> None:
+def test_half_precision(folder: Path) -> None:
     whole = ours(folder)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", torch.bfloat16):
         half = ours(folder)
     difference = (whole.int() - half.int()).abs().float()
     assert 0 < float(difference.mean()) < 6
