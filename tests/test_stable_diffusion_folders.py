@@ -287,7 +287,7 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_samples_a_folder(folder: Path, tmp_path: Path) -> None:
     done = command(
-        "sample.py", f"run={folder}", "n=2", "seed=5", "condition.caption=a red heart", "+sampler.steps=2", "out=s",
+        "sample.py", f"run={folder}", "n=2", "seed=5", "condition.caption=a red heart", "sampler.steps=2", "out=s",
         folder=tmp_path,
     )  # fmt: skip
     assert done.code == 0, done.output
