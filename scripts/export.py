@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A run's model as safetensors and JSON.
 
-python scripts/export.py run=RUN out=FOLDER [weights=raw] [format=transformers]
+python scripts/export.py run=RUN out=FOLDER [weights=raw] [format=transformers|diffusers]
 """
 
 from __future__ import annotations

@@ -75,6 +75,8 @@ SMALL = {
         "model.decoder.network.embedding=16",
     ),
 }
+# What a configuration has no value for; `small_data` gives the real ones.
+NEEDED = {"model=stable_diffusion": ("model.path=.", "data.root=.")}
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}
 
@@ -171,7 +173,12 @@ def make_text_encoder(folder: Path, vocab_size: int, width: int = 16) -> Path:
 
 def small_data(config: DictConfig, folder: Path) -> list[str]:
     """Overrides that put data made here in the place of a config's data set, with the same facts."""
+    from pipelines import captioned_pictures, make_pipeline
+
     folder.mkdir(parents=True, exist_ok=True)
+    if config.model.get("path") is not None:  # of a pipeline of diffusers
+        pipeline = make_pipeline(folder / "pipeline")
+        return [f"model.path={pipeline}", *captioned_pictures(folder / "pictures", pipeline)]
     data = config.data
     if "max_caption" in data:
         path = make_captioned(folder / "captioned", data.shape)
@@ -235,7 +242,7 @@ def small_run(chosen: str, folder: Path, *overrides: str, shipped: bool = False)
         shipped: with the network that conf has, not one that is SMALL.
     """
     small = () if shipped else SMALL.get(chosen, ())
-    base = (chosen, "trainer=debug", "logger=none", "evaluation=none")
+    base = (chosen, "trainer=debug", "logger=none", "evaluation=none", *NEEDED.get(chosen, ()))
     data = [*small_data(_composed(base), folder), *small_parts(_composed(base), folder)]
     return compose_train([*base, f"runs_dir={folder / 'runs'}", *data, "data.num_workers=0", *small, *overrides])
 

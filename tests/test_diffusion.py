@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from genlab import noise
 from genlab.diffusion import bound, parameterisation
 from genlab.diffusion.guidance import guided, with_null
-from genlab.diffusion.processes import VP, Flow, Process
+from genlab.diffusion.processes import VP, Flow, Process, Spacing
 from genlab.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Sampler
 from genlab.errors import ConfigError
 from genlab.models.diffusion import DiffusionModel
@@ -36,6 +36,9 @@ def all_times(process: Process) -> Tensor:
 def test_vp_is_the_papers() -> None:
     betas = np.linspace(1e-4, 0.02, 1000)
     np.testing.assert_allclose(VP(1000, "linear").alpha_bar[1:], np.cumprod(1 - betas), rtol=1e-12)
+    roots = np.linspace(0.00085**0.5, 0.012**0.5, 1000)  # 2112.10752's code: make_beta_schedule
+    scaled = VP(1000, "scaled_linear", betas=(0.00085, 0.012)).alpha_bar[1:]
+    np.testing.assert_allclose(scaled, np.cumprod(1 - roots**2), rtol=1e-12)
     f = lambda t: math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731  eq. 17 of Improved DDPM
     for t in (1, 100, 500, 990):  # up to where beta is clipped
         assert float(VP(1000, "cosine").alpha_bar[t]) == pytest.approx(f(t) / f(0), rel=1e-9)
@@ -43,6 +46,8 @@ def test_vp_is_the_papers() -> None:
     assert 1 - float(last[1] / last[0]) == pytest.approx(0.999)
     with pytest.raises(ConfigError, match="steps"):
         VP(10, "linear")
+    with pytest.raises(ConfigError, match="betas"):
+        VP(1000, betas=(0.0, 0.02))
     with pytest.raises(ConfigError, match="schedule"):
         VP(10, "quadratic")  # type: ignore[arg-type]
 
@@ -113,14 +118,17 @@ def test_grids() -> None:
         seq = [int(s) for s in list(np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2)]
         assert process.grid(steps, "quadratic") == [*(t + 1.0 for t in sorted(set(seq), reverse=True)), 0.0]
     assert process.grid(3, "trailing") == [1000.0, 667.0, 333.0, 0.0]
+    assert process.grid(3, "leading") == [668.0, 335.0, 2.0, 0.0]
+    assert process.grid(3, "leading_to_1") == [668.0, 335.0, 2.0, 1.0]
+    assert process.grid(3, "linspace") == [1000.0, 667.0, 334.0, 0.0]
     for schedule in ("linear", "cosine"):
         for steps in (1, 2, 7, 20, 999, 1000):
-            for spacing in ("uniform", "quadratic", "trailing", "logsnr"):
-                grid = VP(1000, schedule).grid(steps, spacing)  # type: ignore[arg-type]
+            for spacing in get_args(Spacing):
+                grid = VP(1000, schedule).grid(steps, spacing)
                 assert all(a > b for a, b in pairwise(grid))
                 assert grid[0] <= 1000
                 assert grid[-2:][0] >= 1
-                assert len(grid) == steps + 1 or spacing == "quadratic"
+                assert len(grid) == steps + 1 or spacing == "quadratic" or (steps == 1000 and len(grid) == 1000)
     grid = VP(1000, "linear").grid(10, "logsnr")[:-1]
     assert (grid[0], grid[-1]) == (1000, 1)
     lam = [math.log(a / s) for a, s in map(VP(1000, "linear").at, grid)]

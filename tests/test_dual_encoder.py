@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from genlab.data.characters import Alphabet
 from genlab.data.sources import Source
 from genlab.decoding.reading import padded
+from genlab.dual_judge import DualJudge
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
-from genlab.dual_judge import DualJudge
 from genlab.evaluation.judged import images_from
 from genlab.evaluation.metrics import DualScore, Retrieval
 from genlab.evaluation.metrics.matching import places

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genlab.diffusion.parameterisation import Denoised
 from genlab.diffusion.processes import VP, Flow, Process
-from genlab.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Sampler
+from genlab.diffusion.samplers import DDIM, DDPM, PLMS, DPMSolverPP, Euler, Heun, Sampler
 
 SHAPE = (6, 1, 2, 2)
 torch.manual_seed(0)
@@ -119,6 +119,29 @@ def test_ddim(eta: float, spacing: Any) -> None:
     scheduler = vp_scheduler("DDIMScheduler", process, clip_sample=False, timestep_spacing=name)
     times, path = theirs(scheduler, process, 50, eta=lambda k: eta, variance_noise=lambda k: NOISE[k] if eta else None)
     got_times, got = ours(DDIM(steps=50, eta=eta, spacing=spacing), process)
+    assert got_times == times
+    close(got, path)
+
+
+@pytest.mark.parametrize("to_1", [True, False])
+def test_plms(to_1: bool) -> None:
+    process = VP(1000, "scaled_linear", betas=(0.00085, 0.012))
+    options = {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": not to_1}
+    scheduler = vp_scheduler("PNDMScheduler", process, **options)
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0] if to_1 else torch.ones((), dtype=torch.float64)
+    times, path = theirs(scheduler, process, 20)
+    got_times, got = ours(PLMS(steps=20, spacing="leading_to_1" if to_1 else "leading"), process)
+    assert got_times == times
+    close(got, path)
+
+
+def test_ancestral_euler_is_ddim_with_eta_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, drawn = VP(1000, "linear"), iter(NOISE)
+    module = "diffusers.schedulers.scheduling_euler_ancestral_discrete"
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: next(drawn))
+    scheduler = vp_scheduler("EulerAncestralDiscreteScheduler", process, timestep_spacing="leading", steps_offset=1)
+    times, path = theirs(scheduler, process, 30, scaled=True)
+    got_times, got = ours(DDIM(steps=30, eta=1.0, spacing="leading"), process)
     assert got_times == times
     close(got, path)
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from genlab.callbacks.conductor import seed_all
+from genlab.cli.diffusers_folder import pipeline_checkpoint, pipeline_config
 from genlab.cli.old_forms import modern, new_form
 from genlab.cli.pretrained import pretrained_checkpoint, pretrained_config
 from genlab.cli.stored import literal, load_yaml
@@ -28,17 +29,19 @@ from genlab.networks.frozen import frozen_parts
 from genlab.postprocess import Step
 from genlab.runs.checkpoint import load_checkpoint, load_last
 from genlab.runs.directory import RunDirectory
-from genlab.runs.export import WEIGHTS, is_export, is_pretrained, read_export, read_facts
+from genlab.runs.export import WEIGHTS, is_export, is_pipeline, is_pretrained, read_export, read_facts
 
 
 def load_config(run: RunDirectory) -> DictConfig:
-    """RUN/config.yaml, or the part of an export's config.json that stands for it, or what a folder of transformers is.
+    """RUN/config.yaml, or the part of an export's config.json that stands for it, or what a folder of transformers or
+    diffusers is.
 
     Raises:
         ConfigError: it is not there, or not what GenLab leaves there.
     """
-    if is_pretrained(run.path):
-        return OmegaConf.create(pretrained_config(run.path))
+    if is_pretrained(run.path) or is_pipeline(run.path):
+        config = pipeline_config if is_pipeline(run.path) else pretrained_config
+        return OmegaConf.create(config(run.path))
     if is_export(run.path):
         return OmegaConf.create(literal(modern(read_facts(run.path)["config"])))
     return load_yaml(run.config)
@@ -230,16 +233,16 @@ def _compare(state: dict[str, Tensor], own: dict[str, Tensor], where: Path, what
 
 def read_checkpoint(run: RunDirectory, name: str) -> tuple[dict[str, Any], Path]:
     """A run's checkpoint by name: last (or the one before where it is damaged), best, previous. An export has one, as
-    has a folder of transformers.
+    has a folder of transformers or diffusers.
 
     Raises:
         ConfigError: the run has no such checkpoint.
         CheckpointError: it is damaged.
     """
-    if is_export(run.path) or is_pretrained(run.path):
+    readers = ((is_pipeline, pipeline_checkpoint), (is_pretrained, pretrained_checkpoint), (is_export, read_export))
+    if read := next((read for fits, read in readers if fits(run.path)), None):
         if name != "last":
             raise ConfigError(f"checkpoint={name}: {run.path} is an export, which holds one; leave it out")
-        read = pretrained_checkpoint if is_pretrained(run.path) else read_export
         return read(run.path), run.path / WEIGHTS
     if name == "last":
         found = load_last(run.checkpoints)

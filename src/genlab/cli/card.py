@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from genlab.data.registry import ALIASES, DATASETS
 
@@ -17,34 +17,44 @@ def provenance(name: str | None) -> dict[str, str]:
     return {"licence": entry.licence, "homepage": entry.homepage}
 
 
-def model_card(name: str, facts: Mapping[str, Any], pairs: bool = False) -> str:
+class Form(NamedTuple):
+    """What a kind of folder says of itself; `code` shows its use, where FOLDER and "..." stand for themselves."""
+
+    library: str
+    tag: str
+    kind: str
+    items: str
+    code: str
+    limits: str
+
+
+def model_card(name: str, facts: Mapping[str, Any], form: Form) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         facts: as in genlab.json: weights, config, metrics, data, run, versions, code.
-        pairs: whether it is an encoder-decoder.
+        form: of the folder.
     """
     data, weights = facts["data"], facts["weights"]
-    tag, kind, items, code = TEXT2TEXT if pairs else GENERATION
     prefix = facts["config"]["model"].get("prefix")
     lines = [
         "---",
-        "library_name: transformers",
-        f"pipeline_tag: {tag}",
+        f"library_name: {form.library}",
+        f"pipeline_tag: {form.tag}",
         "tags: [genlab]",
         "---",
         f"# {name}",
         "",
-        f"{kind}, trained by GenLab {facts['versions']['genlab']} and exported with its record (`genlab.json`).",
+        f"{form.kind}, trained by GenLab {facts['versions']['genlab']} and exported with its record (`genlab.json`).",
         "",
         "```python",
-        code,
+        form.code,
         "```",
         *(["", f"Before each source stands `{prefix}`."] if prefix else []),
         "",
         "## Training",
         "",
-        f"Run `{facts['run']}`: {weights['samples']:,} {items} in {weights['updates']:,} steps; "
+        f"Run `{facts['run']}`: {weights['samples']:,} {form.items} in {weights['updates']:,} steps; "
         f"{'averaged (EMA)' if weights['kind'] == 'ema' else 'raw'} weights, sha256 of the file in `genlab.json`. "
         f"Seed {facts['config'].get('seed')}. Code: `{json.dumps(facts['code'], ensure_ascii=False)}`.",
         "",
@@ -73,24 +83,24 @@ def model_card(name: str, facts: Mapping[str, Any], pairs: bool = False) -> str:
         lines.append(f"- last `{key}` of the run: {'not finite' if value is None else f'{value:.6g}'}")
     if not facts["metrics"] and not facts.get("final"):
         lines.append("None was measured.")
-    return "\n".join([*lines, "", "## Limits", "", LIMITS, ""])
+    return "\n".join([*lines, "", "## Limits", "", form.limits, ""])
 
 
-GENERATION = (
-    "text-generation", "A causal language model", "windows",
-    """from transformers import pipeline
-
-print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])""",
-)  # fmt: skip
-TEXT2TEXT = (
-    "text2text-generation", "An encoder-decoder", "pairs",
-    """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
-answers = model.generate(**tokenizer(["..."], padding=True, return_tensors="pt"))
-print(tokenizer.batch_decode(answers, skip_special_tokens=True))""",
-)  # fmt: skip
 LIMITS = (
     "It knows what its data says, true or not, and may repeat passages of it; it was not made safe for any use. "
     "Perplexities compare only under the same protocol and vocabulary."
 )
+GENERATION = Form(
+    "transformers", "text-generation", "A causal language model", "windows",
+    """from transformers import pipeline
+
+print(pipeline("text-generation", "FOLDER")("...")[0]["generated_text"])""", LIMITS,
+)  # fmt: skip
+TEXT2TEXT = Form(
+    "transformers", "text2text-generation", "An encoder-decoder", "pairs",
+    """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModelForSeq2SeqLM, AutoTokenizer))
+answers = model.generate(**tokenizer(["..."], padding=True, return_tensors="pt"))
+print(tokenizer.batch_decode(answers, skip_special_tokens=True))""", LIMITS,
+)  # fmt: skip

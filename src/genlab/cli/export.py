@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from genlab.cli.card import model_card, provenance
+from genlab.cli.card import GENERATION, TEXT2TEXT, Form, model_card, provenance
 from genlab.cli.load import LoadedRun, load_run
 from genlab.cli.problem import one_line
 from genlab.cli.redact import redact
 from genlab.data.vocabulary import END
 from genlab.errors import ConfigError, expected
-from genlab.files import read_json
+from genlab.files import read_json, sha256_of, write_bytes, write_json
+from genlab.models.to_diffusers import write_parts
 from genlab.runs.environment import code_version, library_versions
-from genlab.runs.export import FORMAT, TOKENIZER, write_export
+from genlab.runs.export import CONFIG, FORMAT, PIPELINE, RECORD, TOKENIZER, write_export
 from genlab.runs.keys import EXPORTED
 from genlab.runs.transformers_folder import generation_of, write_transformers
 
@@ -30,6 +31,11 @@ KEYS = {
     "checkpoint": "last",
     "runs_dir": os.environ.get("GENLAB_RUNS", "runs"),
 }
+
+PICTURES = (
+    "It shows what its data show, and may repeat pictures of it; it was not made safe for any use, and nothing checks "
+    "what it makes."
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,9 +56,10 @@ def main(arguments: Sequence[str]) -> int:
             raise
         print(f"genlab: error: {one_line(redact(str(known)))}", file=sys.stderr)
         return known.exit_code
-    print(f"{chosen['out']}: load_run({chosen['out']!r}), or sample.py run={chosen['out']}")
-    if chosen["format"] == "transformers":
-        print(f"without GenLab, by transformers alone: as {chosen['out']}/README.md shows")
+    if any((Path(chosen["out"]) / name).is_file() for name in (CONFIG, PIPELINE)):
+        print(f"{chosen['out']}: load_run({chosen['out']!r}), or sample.py run={chosen['out']}")
+    if chosen["format"] != "genlab":
+        print(f"without GenLab, by {chosen['format']} alone: as {chosen['out']}/README.md shows")
     return 0
 
 
@@ -67,14 +74,15 @@ def export(
         weights: "ema" or "raw".
         checkpoint: "last", "best" or "previous".
         format: "genlab"; or "transformers", a folder that transformers reads without GenLab: language models of its own
-            (GPT-2, Llama, Marian, a pretrained folder) only.
+            (GPT-2, Llama, Marian, a pretrained folder) only; or "diffusers", a StableDiffusionPipeline, or its parts:
+            latent models that are told captions only.
 
     Raises:
-        GenlabError: as `load_run` and `genlab.runs.export.write_export`; ConfigError for a model that transformers has
-            not.
+        GenlabError: as `load_run` and `genlab.runs.export.write_export`; ConfigError for a model that transformers
+            or diffusers has not.
     """
-    if format not in ("genlab", "transformers"):
-        raise ConfigError(f"format={format}: expected genlab or transformers.")
+    if format not in ("genlab", "transformers", "diffusers"):
+        raise ConfigError(f"format={format}: expected genlab, transformers or diffusers.")
     loaded = load_run(run, weights, checkpoint, "cpu", runs_dir)
     source = loaded.directory
     plain: Any = OmegaConf.to_container(loaded.config, resolve=True)
@@ -94,8 +102,8 @@ def export(
     if frozen := loaded.model.frozen():
         facts["frozen"] = frozen
     tokenizer = source.path / TOKENIZER
-    if format == "transformers":
-        for_transformers(Path(out), loaded, redact(facts))
+    if format != "genlab":
+        (for_transformers if format == "transformers" else for_diffusers)(Path(out), loaded, redact(facts))
         return
     write_export(
         Path(out), loaded.model.state_dict(), weights, (loaded.model.samples_seen, loaded.model.updates),
@@ -117,21 +125,9 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
         raise ConfigError(f"format=transformers: {kind} is no language model of transformers; leave it out.")
     if not (path / TOKENIZER).is_file():
         raise ConfigError(f"format=transformers: {path} has no {TOKENIZER}.")
-    result, name = read_json(path / "result.json") or {}, (facts["config"].get("data") or {}).get("name")
     context: int | None = getattr(loaded.model, "context", None)
-    node = facts["config"]["model"].get("network") or {}
-    if _is_path(node.get("path")):
-        node["path"] = Path(node["path"]).name
-    facts |= {
-        "format": FORMAT,
-        "weights": {
-            "kind": loaded.weights,
-            "samples": loaded.model.samples_seen,
-            "updates": loaded.model.updates,
-        },
-        "final": {key: value for key, value in (result.get("metrics") or {}).items() if key.startswith("val/")},
-        "data": {"name": name, **provenance(name), "manifest": read_json(path / "data.json")},
-    }
+    facts["config"]["model"] = _without_paths(facts["config"]["model"])
+    facts |= recorded(loaded, facts)
     end = END if END in loaded.model.tokenizer.get_vocab() else None
     used = getattr(loaded.model, "sampler", None)
     sampler = used.record() if used is not None else {}
@@ -140,10 +136,51 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
     limit = None if context is None else context - 1 if pairs else context // 2
     write_transformers(
         folder, network, path / TOKENIZER, generation_of(sampler, limit), end, context, facts,
-        model_card(str(loaded.config.name), facts, pairs),
+        model_card(str(loaded.config.name), facts, TEXT2TEXT if pairs else GENERATION),
     )  # fmt: skip
+
+
+def recorded(loaded: LoadedRun, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What genlab.json says beside the configuration: of the weights, of training, of the data."""
+    path, name = loaded.directory.path, (facts["config"].get("data") or {}).get("name")
+    final = (read_json(path / "result.json") or {}).get("metrics") or {}
+    return {
+        "format": FORMAT,
+        "weights": {"kind": loaded.weights, "samples": loaded.model.samples_seen, "updates": loaded.model.updates},
+        "final": {key: value for key, value in final.items() if key.startswith("val/")},
+        "data": {"name": name, **provenance(name), "manifest": read_json(path / "data.json")},
+    }
+
+
+def for_diffusers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> None:
+    """Writes a run as a StableDiffusionPipeline, or as the parts that diffusers and transformers have, with how to put
+    them together; README.md and genlab.json come before model_index.json.
+
+    Raises:
+        ConfigError: as `write_parts`; the folder holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and read_json(folder / RECORD) is None)):
+        raise ConfigError(f"out={folder} holds something else; name a new folder.")
+    (folder / PIPELINE).unlink(missing_ok=True)
+    code, index = write_parts(folder, loaded.model)
+    facts["config"]["model"] = _without_paths(facts["config"]["model"])
+    facts |= recorded(loaded, facts)
+    facts["weights"]["sha256"] = {
+        path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.glob("*/*.safetensors"))
+    }
+    form = Form("diffusers", "text-to-image", "A latent diffusion model", "pictures", code, PICTURES)
+    write_bytes(folder / "README.md", model_card(str(loaded.config.name), facts, form).encode())
+    write_json(folder / RECORD, facts)
+    if index is not None:
+        write_json(folder / PIPELINE, index)
 
 
 def _is_path(value: Any) -> bool:
     """A path of this machine says nothing elsewhere: its last name is kept."""
     return isinstance(value, str) and Path(value).expanduser().is_absolute()
+
+
+def _without_paths(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _without_paths(value) for name, value in node.items()}
+    return Path(node).name if _is_path(node) else node

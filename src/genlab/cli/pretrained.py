@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genlab.data.vocabulary import vocabulary_digest
+from genlab.data.vocabulary import folder_tokenizer, vocabulary_digest
 from genlab.errors import CheckpointError, ConfigError
 from genlab.files import read_json
 from genlab.networks.pretrained import causal_lm, seq2seq_lm
@@ -90,14 +90,16 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
     Raises:
         ConfigError: the same id stands for different tokens.
     """
-    path = folder / TOKENIZER
-    if tokenizer is None or not path.is_file():
+    places = (folder / TOKENIZER, folder / "tokenizer")  # the second of a pipeline of diffusers
+    path = next((place for place in places if place.exists()), None)
+    if tokenizer is None or path is None:
         return
-    theirs, ours = read_tokenizer(path).get_vocab(), tokenizer.get_vocab()
+    known = read_tokenizer(path) if path.is_file() else folder_tokenizer(path)[0]
+    theirs, ours = known.get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         raise ConfigError(
             f"the data's vocabulary ({len(ours)} tokens) is not that of {path} ({len(theirs)}): its ids would mean "
-            f"other tokens. Take data with data.vocabulary={folder}, such as data=shakespeare_tokens"
+            f"other tokens. Take data with data.vocabulary={path} data.vocab_size={len(theirs)}"
         )
 
 
@@ -136,10 +138,14 @@ def pretrained_checkpoint(folder: Path) -> dict[str, Any]:
         ConfigError: as `genlab.networks.pretrained.causal_lm`.
     """
     load = seq2seq_lm if (read_json(folder / CONFIG) or {}).get("is_encoder_decoder") else causal_lm
+    return counted(folder, {f"network.{name}": value for name, value in load(str(folder)).state_dict().items()})
+
+
+def counted(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a folder as a checkpoint, with what its genlab.json says of them, where it has one."""
     record = read_json(folder / RECORD)
     weights = record.get("weights") if isinstance(record, dict) else None
     weights = weights if isinstance(weights, dict) else {}
-    state = {f"network.{name}": value for name, value in load(str(folder)).state_dict().items()}
-    counted = {key: weights.get(key) if isinstance(weights.get(key), int) else 0 for key in ("samples", "updates")}
+    counts = {key: weights.get(key) if isinstance(weights.get(key), int) else 0 for key in ("samples", "updates")}
     kind = "ema" if weights.get("kind") == "ema" else "raw"
-    return {"state_dict": state, "ema": {"ema": {}}, "kind": kind, **counted}
+    return {"state_dict": state, "ema": {"ema": {}}, "kind": kind, **counts}

@@ -32,9 +32,9 @@ from genlab.cli.build import (
     build_data,
     build_model,
     build_protocol,
-    choose_device,
     check_data,
     check_resumable,
+    choose_device,
     load_config,
     load_weights,
     read_checkpoint,
@@ -91,8 +91,9 @@ def train_session(run: RunDirectory) -> None:
     data.setup("fit")
     model.check_items(data)
     model.tokenizer = data.tokenizer
-    if pretrained := OmegaConf.select(config, "model.network.path"):
-        check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
+    for key in ("model.network.path", "model.path"):
+        if pretrained := OmegaConf.select(config, key):
+            check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
     protocol = build_protocol(config.get("evaluation"))
     if protocol is not None:
         protocol.check(model, data, modality_of(model))

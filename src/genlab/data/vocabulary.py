@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,7 +27,7 @@ from genlab.data.characters import Alphabet
 from genlab.data.manifest import digest
 from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
-from genlab.files import folder_or_cached
+from genlab.files import folder_or_cached, read_json
 
 Kind = Literal["byte_bpe", "bpe", "unigram", "words", "characters"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -141,6 +142,10 @@ def read_vocabulary(given: str, vocab_size: int) -> Tokenizer:
         ConfigError: no such file, or another number of tokens.
         DataError: the file is broken.
     """
+    if is_clip(folder_or_cached(given)):
+        tokenizer = folder_tokenizer(folder_or_cached(given))[0]
+        check_size(tokenizer, vocab_size, given, "tokens")
+        return tokenizer
     path = folder_or_cached(given)
     path = path / "tokenizer.json" if not path.is_file() else path
     if not path.is_file():
@@ -154,6 +159,36 @@ def read_vocabulary(given: str, vocab_size: int) -> Tokenizer:
     tokenizer.no_padding()
     check_size(tokenizer, vocab_size, f"{path}", "tokens")
     return tokenizer
+
+
+def is_clip(folder: Path) -> bool:
+    """Whether a folder holds CLIP's tokenizer: tokenizer_config.json says so, or there is no tokenizer.json."""
+    facts = read_json(folder / "tokenizer_config.json")
+    bare = (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()
+    return bare or (isinstance(facts, dict) and str(facts.get("tokenizer_class")).startswith("CLIPTokenizer"))
+
+
+def folder_tokenizer(folder: Path) -> tuple[Tokenizer, int | None, int]:
+    """A tokenizer that transformers has saved, with the ids that it gives; its padding token, and how many tokens it
+    cuts to. CLIP's may have vocab.json and merges.txt in the place of a tokenizer.json.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast  # slow to import
+
+    kind = CLIPTokenizer if is_clip(folder) else PreTrainedTokenizerFast
+    try:
+        loaded: Any = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    except Exception as error:  # of many kinds
+        raise DataError(f"{folder}: not a tokenizer ({' '.join(str(error).split())[:200]})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if is_clip(folder):  # whose words end with </w>
+        parts = [decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)]
+        tokenizer.decoder = decoders.Sequence(parts)
+    return tokenizer, loaded.pad_token_id, int(loaded.model_max_length)
 
 
 def check_size(tokenizer: Tokenizer, vocab_size: int, origin: str, what: str) -> None:

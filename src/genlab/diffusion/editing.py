@@ -34,16 +34,24 @@ class Remainder:
         return times[-count - 1 :]
 
 
-def filled_in(denoise: Denoise, process: Any, known: Tensor, eps: Tensor, mask: Tensor) -> Denoise:
+def made_anew(mask: Tensor, known: Tensor) -> Tensor:
+    """Where x_0 [B, C, h, w] is made anew, bool [B, 1, h, w].
+
+    Args:
+        mask: [B, 1, H, W], above 0 where it is; of a higher resolution than x_0, a position is made anew if any of its
+            pixels is.
+    """
+    return F.adaptive_max_pool2d(mask, known.shape[-2:]) > 0
+
+
+def filled_in(denoise: Denoise, process: Any, known: Tensor, eps: Tensor, anew: Tensor) -> Denoise:
     """A denoiser whose items are known outside a mask: there x_t is the known picture with its own noise, at every time
     (Lugmayr et al. 2022, "RePaint", arXiv 2201.09865, equation 8, without resampling).
 
     Args:
         known: x_0, [B, C, h, w]; eps: its noise.
-        mask: [B, 1, H, W], above 0 where it is made anew; of a lower resolution where x_0 is: a position is made anew
-            if any of its pixels is.
+        anew: see `made_anew`.
     """
-    anew = F.adaptive_max_pool2d(mask, known.shape[-2:]) > 0
 
     def inside(x_t: Tensor, t: float) -> Denoised:
         alpha, sigma = process.at(t)

@@ -17,7 +17,9 @@ def with_null(num_classes: int | None) -> int | None:
 Told = Any  # what a network is told of B items: a tensor of B rows, a dictionary of such, or None
 
 
-def guided(network: Callable[[Tensor, Tensor, Told], Tensor], x: Tensor, t: Tensor, told: Told, null: Told, scale: float) -> Tensor:
+def guided(
+    network: Callable[[Tensor, Tensor, Told], Tensor], x: Tensor, t: Tensor, told: Told, null: Told, scale: float
+) -> Tensor:
     """Output with a condition, pushed away from the output without it: u + scale (c - u).
 
     The paper combines eps. Every other prediction is affine in eps at fixed x_t, and the factors of c and u sum to one,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal, TypeVar, overload
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from genlab.errors import ConfigError
 
 Times = Literal["uniform", "logit_normal"]
-Spacing = Literal["uniform", "quadratic", "trailing", "logsnr"]
+Spacing = Literal["uniform", "quadratic", "trailing", "logsnr", "leading", "leading_to_1", "linspace"]
 Time = TypeVar("Time", float, Tensor)
 
 
@@ -109,8 +110,9 @@ class VP(Process):
 
     Args:
         steps: T.
-        schedule: 'linear' (DDPM section 4: beta from 1e-4 to 0.02, scaled by 1000 / T) or 'cosine' (eq. 17 of Improved
-            DDPM, 2102.09672, with s = 0.008 and beta <= 0.999).
+        schedule: 'linear' (DDPM section 4), 'scaled_linear', linear in the root of beta (Rombach et al. 2022,
+            2112.10752), or 'cosine' (eq. 17 of Improved DDPM, 2102.09672, with s = 0.008 and beta <= 0.999).
+        betas: the first and the last beta of the two linear ones, scaled by 1000 / T.
     """
 
     coordinates = ("angle", "sigma")
@@ -118,24 +120,29 @@ class VP(Process):
     def __init__(
         self,
         steps: int = 1000,
-        schedule: Literal["linear", "cosine"] = "linear",
+        schedule: Literal["linear", "scaled_linear", "cosine"] = "linear",
         times: Times = "uniform",
         mean: float = 0.0,
         std: float = 1.0,
+        betas: Sequence[float] = (1e-4, 0.02),
     ) -> None:
         super().__init__(times, mean, std)
-        self.end = steps
-        if schedule == "linear":
-            betas = np.linspace(1e-4, 0.02, steps) * (1000 / steps)
+        self.end, self.schedule, self.ends = steps, schedule, tuple(betas)
+        if not 0 < min(self.ends) <= max(self.ends) < 1:
+            raise ConfigError(f"model.process.betas: expected two numbers between 0 and 1, got {list(self.ends)}")
+        if schedule in ("linear", "scaled_linear"):
+            power = 1 if schedule == "linear" else 2
+            roots = [end ** (1 / power) for end in self.ends]
+            beta = np.linspace(roots[0], roots[-1], steps) ** power * (1000 / steps)
         elif schedule == "cosine":
             f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * (np.pi / 2)) ** 2
-            betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+            beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
         else:
-            raise ConfigError(f"model.process.schedule: expected linear or cosine, got {schedule!r}")
-        if betas.max() >= 1:
+            raise ConfigError(f"model.process.schedule: expected linear, scaled_linear or cosine, got {schedule!r}")
+        if beta.max() >= 1:
             raise ConfigError(f"model.process.steps: {steps} steps are too few for the {schedule} schedule (beta >= 1)")
         # [T + 1], float64; from numpy, so that it is real where the model is built on the meta device
-        self.alpha_bar = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
+        self.alpha_bar = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - beta)]))
         self._tables: dict[torch.device, Tensor] = {}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,12 +165,18 @@ class VP(Process):
           many; repeats are dropped, since a step from t to t does nothing.
         - 'trailing': T - i T / steps, rounded, which starts at T (Lin et al., 2305.08891, table 2).
         - 'logsnr': evenly spaced in log(alpha / sigma) between T and 1, rounded to distinct times.
+        - 'leading': 2 + i * floor(T / steps), diffusers' of that name with steps_offset 1; 'leading_to_1': likewise,
+          but it ends at 1, not at 0, as Stable Diffusion is sampled; 'linspace': 1 + i (T - 1) / steps, rounded.
         """
         last = int(self.end)
         if not 1 <= steps <= last:
             raise ConfigError(f"sampler.steps: expected 1 to {last}, the steps of the process, got {steps}")
         if spacing == "uniform":
             times = [1 + i * (last // steps) for i in range(steps)]
+        elif spacing in ("leading", "leading_to_1"):
+            times = sorted({min(last, 2 + i * (last // steps)) for i in range(steps)})
+        elif spacing == "linspace":
+            times = sorted({1 + round(i * (last - 1) / steps) for i in range(1, steps + 1)})
         elif spacing == "quadratic":
             times = sorted({1 + int(root**2) for root in np.linspace(0, math.sqrt(0.8 * last), steps)})
         elif spacing == "trailing":
@@ -177,8 +190,8 @@ class VP(Process):
             for i in range(steps):
                 times[i] = min(times[i], last - (steps - 1 - i))
         else:
-            raise ConfigError(f"sampler.spacing: {spacing!r} is not one of uniform, quadratic, trailing, logsnr")
-        return [float(t) for t in reversed(times)] + [0.0]
+            raise ConfigError(f"sampler.spacing: {spacing!r} is not one of {', '.join(get_args(Spacing))}")
+        return [float(t) for t in reversed(times)] + [1.0 if spacing == "leading_to_1" else 0.0]
 
 
 class Flow(Process):

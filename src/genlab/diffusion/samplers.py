@@ -116,6 +116,36 @@ class DDIM(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PLMS(Sampler):
+    """Pseudo linear multistep, Liu et al. (2202.09778): DDIM's step by a combination of the last four eps (eq. 12); the
+    first step is of second order, by eps at both its ends. As diffusers' PNDM without its Runge-Kutta steps."""
+
+    steps: Annotated[int, "gt 0"] = 50
+
+    @property
+    def evaluations(self) -> int:
+        return self.steps + 1
+
+    def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
+        def step(t: float, s: float, eps: Tensor) -> Tensor:
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = process.at(t), process.at(s)
+            return alpha_s * (x - sigma_t * eps) / alpha_t + sigma_s * eps
+
+        last: list[Tensor] = []  # eps, the newest first
+        for k, (t, s) in enumerate(pairwise(process.grid(self.steps, self.spacing))):
+            last = [denoise(x, t).eps, *last[:3]]
+            eps: Any = sum(weight * e for weight, e in zip(_ADAMS[len(last) - 1], last, strict=True))
+            if k == 0 and s > 0:
+                eps = (eps + denoise(step(t, s, eps), s).eps) / 2
+            x = step(t, s, eps)
+        return x
+
+
+# Adams-Bashforth, of order 1 to 4
+_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DPMSolverPP(Sampler):
     """DPM-Solver++(2M), algorithm 2 of Lu et al. (2211.01095): second order, multistep, on x_0.
 

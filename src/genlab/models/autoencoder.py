@@ -130,8 +130,8 @@ class Autoencoder(AdversarialModel):
         return self.bottleneck(self.network.encode(batch["image"]), batch["id"])[0]
 
     def features(self, image: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> latents [B, *network.latent_shape] for a model of them: the mode of a Gaussian, or what
-        becomes codes by `bottleneck.snap`."""
+        """Images [B, C, H, W] -> latents [B, *network.latent_shape] for a model of them: the mode of a Gaussian, or
+        what becomes codes by `bottleneck.snap`."""
         h = self.network.encode(image)
         return h[:, : self.latent_shape[0]]
 
@@ -143,15 +143,18 @@ class Autoencoder(AdversarialModel):
         """The images, and what comes back."""
         return batch["image"], self.decode(self.encode(batch))
 
-    def to_diffusers(self) -> Any:
+    def to_diffusers(self, folded: bool = False) -> Any:
         """The same first stage as diffusers' AutoencoderKL or VQModel.
+
+        Args:
+            folded: also one that works on patches, of pictures whose patches are folded into channels already.
 
         Raises:
             ConfigError: diffusers has no such network or bottleneck.
         """
         import diffusers
 
-        if not isinstance(self.network, FirstStage) or self.network.patch > 1:
+        if not isinstance(self.network, FirstStage) or (self.network.patch > 1 and not folded):
             raise ConfigError(
                 f"model.network: {type(self.network).__name__} is no network of diffusers; take FirstStage, patch 1"
             )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genlab import noise
 from genlab.conditions import Condition, Mask, Start, class_labels
 from genlab.diffusion import bound, parameterisation
-from genlab.diffusion.editing import Remainder, filled_in
+from genlab.diffusion.editing import Remainder, filled_in, made_anew
 from genlab.diffusion.guidance import Told, guided, where
 from genlab.diffusion.parameterisation import Denoised, Prediction, Weighting
 from genlab.diffusion.processes import VP, Flow, Process
@@ -141,17 +141,22 @@ class DiffusionModel(GenerativeModel):
         rows = condition or {}
         eps = noise.normal(seeds, Stream.INITIAL, self.shape)
         denoise = self.denoiser(rows, len(seeds), sampler.guidance_scale, sampler.clip)
-        process, x, start, mask = self.process, eps, rows.get("image"), rows.get("mask")
+        process: Any = self.process
+        x, start, mask, anew = eps, rows.get("image"), rows.get("mask"), None
         if start is None and (mask is not None or sampler.strength < 1):
             raise ConfigError("condition.mask and sampler.strength change a picture: name it with condition.image=FILE")
         if start is not None:
             known = self.from_picture(start)
             process = Remainder(process, sampler.strength)
             alpha, sigma = process.at(process.grid(sampler.steps, sampler.spacing)[0])
-            x = alpha * known + sigma * eps
+            if mask is None or sampler.strength < 1:  # else what is made anew begins as noise alone
+                x = alpha * known + sigma * eps
             if mask is not None:
-                denoise = filled_in(denoise, process, known, eps, mask)
+                anew = made_anew(mask, known)
+                denoise = filled_in(denoise, process, known, eps, anew)
         x = sampler(denoise, x, process, lambda k, shape: noise.normal(seeds, (Stream.STEP, k), shape))
+        if anew is not None:
+            x = torch.where(anew, x, known)  # also where a sampler ends before t = 0
         picture = self.to_picture(x)
         return picture if start is None or mask is None else torch.where(mask > 0, picture, start)
 

@@ -92,7 +92,7 @@ class LatentDiffusion(DiffusionModel):
         self.conditions = (*((Caption(), Negative()) if text else self.conditions[:-2]), *self.edits(shape))
         self.reads = ("image", "caption") if text else self.reads
         channels = (self.shape[0], 1, 1)
-        self.measured = latent_mean is not None and latent_std is not None
+        self.stated = latent_mean is not None and latent_std is not None
         self.register_buffer("latent_mean", torch.full(channels, latent_mean or 0.0))
         self.register_buffer("latent_std", torch.full(channels, latent_std or 1.0))
         config: Any = getattr(network, "config", {})
@@ -103,6 +103,12 @@ class LatentDiffusion(DiffusionModel):
         """Most tokens of a caption that the text encoder reads."""
         return None if self.text is None else self.text.room(self.tokenizer)
 
+    @property
+    def measured(self) -> bool:
+        """Whether the scale of the latents is known: from the configuration, or from the weights that training begins
+        with."""
+        return self.stated or bool((self.latent_std != 1).any())
+
     # ---- latents
 
     def from_picture(self, image: Tensor) -> Tensor:
@@ -111,7 +117,7 @@ class LatentDiffusion(DiffusionModel):
             return (self.coder.encode(image) - self.latent_mean) / self.latent_std
 
     def to_picture(self, x_0: Tensor) -> Tensor:
-        return self.coder.decode(x_0 * self.latent_std + self.latent_mean)
+        return self.coder.decode(x_0 * self.latent_std + self.latent_mean).float()  # under autocast, too
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The pictures, and what the first stage makes of them: no sample can be better."""
@@ -155,13 +161,13 @@ class LatentDiffusion(DiffusionModel):
     # ---- before training
 
     def prepare(self, data: Any, device: torch.device) -> None:
-        varies = getattr(data, "random_flip", False) or not self.compute_once
+        measured, varies = self.measured, getattr(data, "random_flip", False) or not self.compute_once
         for split in ("train", "val"):
             rows: dict[str, Tensor] = {}
-            if not varies or (split == "train" and not self.measured):
+            if not varies or (split == "train" and not measured):
                 key = self.first_stage.sha256
                 rows = computed_rows(data, split, "latents", key, self._latent_rows, device)
-            if split == "train" and not self.measured:
+            if split == "train" and not measured:
                 values = rows["latent"].transpose(0, 1).flatten(1).double()
                 self.latent_mean.copy_(values.mean(1)[:, None, None])
                 self.latent_std.copy_(values.std(1)[:, None, None])

@@ -37,7 +37,7 @@ class Bottleneck(nn.Module, ABC):
         """A latent [B, *shape] without an encoder, independent over positions."""
 
     def snap(self, h: Tensor) -> Tensor:
-        """What is decoded of what a latent model makes in the place of the encoder's output (of a Gaussian its mean)."""
+        """What is decoded, from what a latent model makes in the place of the encoder's output (a Gaussian's mean)."""
         return self(h, torch.zeros(len(h), dtype=torch.int64, device=h.device), gather=False)[0]
 
     def moved(self, finite: bool) -> None:

@@ -24,8 +24,8 @@ class FirstStage(nn.Module):
         groups: of the group norms.
         attention: whether the middle, at the lowest resolution, has self-attention.
         double: whether the encoder gives mu and logvar (for a KL bottleneck), twice the channels.
-        patch: side of the squares of pixels that are folded into channels first; above 1 it costs far less on a CPU, and
-            is no network of diffusers.
+        patch: side of the squares of pixels that are folded into channels first; above 1 it costs far less on a CPU,
+            and is no network of diffusers.
 
     Attributes:
         latent_shape: [latent_channels, h, w].

@@ -18,6 +18,8 @@ from genlab.errors import ConfigError, StorageError
 from genlab.files import folder_or_cached, read_json, take_lock, write_json
 from genlab.runs.keys import EXECUTION, without
 
+PIPELINE = "model_index.json"  # of a pipeline of diffusers
+
 State = Literal["starting", "running", "finished", "failed", "preempted", "interrupted", "pruned"]
 
 
@@ -204,7 +206,7 @@ def find_run(run: str, runs_dir: Path) -> RunDirectory:
     Raises:
         ConfigError: there is no such run; names the newest ones.
     """
-    if any((Path(run) / name).is_file() for name in ("config.yaml", "config.json")):
+    if any((Path(run) / name).is_file() for name in ("config.yaml", "config.json", PIPELINE)):
         return RunDirectory(Path(run))
     runs = [r for r in list_runs(runs_dir) if r.config.is_file()]
     if run == "last" and runs:
@@ -212,7 +214,8 @@ def find_run(run: str, runs_dir: Path) -> RunDirectory:
     named = [r for r in runs if re.fullmatch(re.escape(run) + r"(-\d{6}-\w{4})?", r.path.name)]
     if named:
         return named[-1]
-    if (cached := folder_or_cached(run) / "config.json").is_file():
-        return RunDirectory(cached.parent)
+    cached = folder_or_cached(run)
+    if any((cached / name).is_file() for name in ("config.json", PIPELINE)):
+        return RunDirectory(cached)
     newest = ", ".join(r.path.name for r in runs[-3:]) or "none"
     raise ConfigError(f"run={run}: no run directory there, nor of that name in {runs_dir} (newest: {newest}).")

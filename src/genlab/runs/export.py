@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genlab.errors import CheckpointError, ConfigError
 from genlab.files import read_json, replacing, sha256_of, write_json
+from genlab.runs.directory import PIPELINE
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 RECORD = "genlab.json"  # in a folder for transformers: what config.json is in one of GenLab's own
@@ -31,6 +32,11 @@ def is_pretrained(folder: Path) -> bool:
     """Whether `folder` is what transformers' `save_pretrained` leaves: its config.json says so."""
     facts = read_json(folder / CONFIG)
     return isinstance(facts, dict) and isinstance(facts.get("model_type"), str)
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether `folder` is what `save_pretrained` of a pipeline of diffusers leaves."""
+    return (folder / PIPELINE).is_file()
 
 
 def write_export(
