@@ -1,4 +1,4 @@
-"""Latent diffusion: frozen parts, captions and guidance, what is computed once, pictures to begin from and to fill in."""
+"""Latent diffusion: frozen parts, captions and guidance, what is computed once, pictures to change and to fill in."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_longer_caption_is_cut_which_is_said(folders: dict[str, Path]) -> None
     with pytest.warns(UserWarning, match="only 23 of 45 tokens are read; cut: "):
         rows = caption.rows(["square 0 " * 5], one)
     assert rows.shape == (1, 23)
-    with pytest.raises(ConfigError, match="condition.caption is empty"):
+    with pytest.raises(ConfigError, match=r"condition.caption is empty"):
         caption.rows([""], one)
 
 
@@ -194,7 +194,7 @@ def test_a_picture_to_begin_from_and_to_fill_in(sampler: Any) -> None:
     filled = one.sample(seeds, {"image": start, "mask": mask}, sampler).data
     assert torch.equal(filled[..., :4], one.to_data(start)[..., :4])
     assert not torch.equal(filled[..., 4:], one.to_data(start)[..., 4:])
-    with pytest.raises(ConfigError, match="name it with condition.image=FILE"):
+    with pytest.raises(ConfigError, match=r"name it with condition.image=FILE"):
         one.sample(seeds, {"mask": mask}, sampler)
     with pytest.raises(ConfigError, match=r"sampler.strength"):
         DDIM(steps=8, strength=1.5)
@@ -213,7 +213,7 @@ def test_masks_are_black_and_white_and_of_the_size(tmp_path: Path) -> None:
         mask.rows([str(tmp_path / "small.png")], None)
     picture.putpixel((0, 0), 100)
     picture.save(tmp_path / "grey.png")
-    with pytest.raises(ConfigError, match="must be black .* and white"):
+    with pytest.raises(ConfigError, match=r"must be black .* and white"):
         mask.rows([str(tmp_path / "grey.png")], None)
 
 

@@ -77,7 +77,7 @@ def sample(config: DictConfig) -> Path:
         samples.modality.save(out / stem, samples.data[i], meta | own)
     if traced is not None:
         video = Video(TRACE_RATE)
-        video.show(out / "steps", video.to_data(traced.pictures(n, model.to_picture)), columns, meta)  # type: ignore[operator, arg-type]
+        video.show(out / "steps", video.to_data(traced.pictures(n, model.to_picture)), columns, meta)  # type: ignore[arg-type]
     if streamed is None and (text := samples.modality.text(samples.data)) is not None:
         print(text)
     print(f"{len(samples)} samples in {out}; see {shown}")
