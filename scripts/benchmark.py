@@ -12,6 +12,8 @@ the ratios is given with their range.
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
     seq2seq    experiment=marian_multi30k_cpu (--path DIR) against transformers' Seq2SeqTrainer, one thread, the same
                network, batches and optimizer: updates a CPU second, and the losses of both
+    latent     a text-to-image model against diffusers' training loop and pipeline with the same networks, one thread:
+               images a CPU second in training and sampling
     enlarge    the enlarger of genlab.postprocess against the results in its package (--path DIR, unpacked);
                halved and doubled real pictures against bicubic; CPU seconds a picture
     inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
@@ -307,6 +309,12 @@ def seq2seq(repeats: int, path: Path) -> dict[str, Any]:
     return benchmark_seq2seq.compared(repeats, path)
 
 
+def latent(repeats: int) -> dict[str, Any]:
+    import benchmark_latent
+
+    return {name: summary(ratios) for name, ratios in benchmark_latent.compared(repeats).items()}
+
+
 def enlarge(repeats: int, path: Path) -> dict[str, Any]:
     """PSNR of the enlarger against its package's own results; of real pictures that are halved (bicubic, antialiased)
     and doubled again, beside bicubic and Lanczos; and CPU seconds of a picture of 64x64."""
@@ -350,7 +358,7 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
 
 MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
-    "start": start, "text": text, "protection": protection, "seq2seq": seq2seq, "enlarge": enlarge,
+    "start": start, "text": text, "protection": protection, "seq2seq": seq2seq, "latent": latent, "enlarge": enlarge,
 }  # fmt: skip
 
 

@@ -95,6 +95,7 @@ class LatentDiffusion(DiffusionModel):
         self.stated = latent_mean is not None and latent_std is not None
         self.register_buffer("latent_mean", torch.full(channels, latent_mean or 0.0))
         self.register_buffer("latent_std", torch.full(channels, latent_std or 1.0))
+        self._empty: tuple[Any, TextStates] | None = None
         config: Any = getattr(network, "config", {})
         self.tells_pooled = text is not None and config.get("class_embed_type") is not None
 
@@ -133,8 +134,7 @@ class LatentDiffusion(DiffusionModel):
     def told(self, rows: Mapping[str, Tensor], count: int) -> tuple[Told, Told]:
         if self.text is None:
             return super().told(rows, count)
-        unsaid = torch.full((1, 1), -1, device=self.device)
-        null = self._states(rows["negative"]) if "negative" in rows else self._states(unsaid)
+        null = self._states(rows["negative"]) if "negative" in rows else self._unsaid()
         if f"{TEXT}states" in rows:
             said = TextStates(*(rows[TEXT + name] for name in TextStates._fields))
         elif "caption" in rows:
@@ -144,6 +144,15 @@ class LatentDiffusion(DiffusionModel):
         longest = max(said.states.shape[1], null.states.shape[1])
         told, nothing = (self._arguments(states, count, longest) for states in (said, null))
         return (nothing if said is null else told), nothing
+
+    def _unsaid(self) -> TextStates:
+        """States of the empty caption, [1, L, D]; of a frozen encoder read once."""
+        if self._empty is None or self._empty[0] is not self.tokenizer or self._empty[1].states.device != self.device:
+            states = self._states(torch.full((1, 1), -1, device=self.device))
+            if self.text is None or not self.text.frozen:
+                return states
+            self._empty = self.tokenizer, states
+        return self._empty[1]
 
     def _states(self, caption: Tensor) -> TextStates:
         assert self.text is not None
