@@ -285,15 +285,20 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_the_command_samples_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_the_commands_take_a_folder(folder: Path, tmp_path: Path) -> None:
     done = command(
         "sample.py", f"run={folder}", "n=2", "seed=5", "condition.caption=a red heart", "sampler.steps=2", "out=s",
         folder=tmp_path,
     )  # fmt: skip
     assert done.code == 0, done.output
     assert np.array(Image.open(tmp_path / "s" / "000006.png")).shape == (16, 16, 3)
-    done = command("sample.py", f"run={folder / 'unet'}", "n=1", folder=tmp_path)
-    done.line(2)
+    done = command(
+        "evaluate.py", f"run={folder}", "evaluation=reconstruction_10k_test", "evaluation.n=8", "data.batch_size=4",
+        *captioned_pictures(tmp_path / "pictures", folder), "data.num_workers=0", folder=tmp_path,
+        environment={"GENLAB_DATA": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.code == 0, done.output
+    assert "psnr_8_test" in done.output
 
 
 def test_a_run_from_a_folder_trains_its_network(trained: Path, folder: Path) -> None:
