@@ -132,6 +132,16 @@ def test_losses_are_those_of_transformers() -> None:
     assert smooth["nll"].item() == pytest.approx(theirs.loss.item(), rel=1e-6)
 
 
+def test_the_first_targets_are_the_beginnings_of_the_sources() -> None:
+    batch, one = pairs(), model(copy_samples=10, copy_tokens=3).train()
+    start = batch["source"][:, :3]
+    copies = {"source": batch["source"], "labels": start.masked_fill(start == -1, -100)}
+    torch.testing.assert_close(one.losses({**batch, "weight": torch.ones(6)})["loss"], model().losses(copies)["loss"])
+    assert torch.equal(one.eval().losses(batch)["loss"], model().losses(batch)["loss"]), "validation has its own"
+    one.train().samples_seen = 10
+    assert torch.equal(one.losses(batch)["loss"], model().losses(batch)["loss"])
+
+
 def test_micro_batches_are_the_whole_batch() -> None:
     """With the weight that the loader gives to each token, rows of unequal length count as in one batch."""
     ours, batch = model(label_smoothing=0.1).train(), pairs()
