@@ -182,20 +182,6 @@ def test_only_training_is_augmented_by_position() -> None:
     assert abs(first - later) > 1e-4
 
 
-def test_hidden_words_are_keyed_by_position() -> None:
-    ours, batch = model(word_dropout=0.5), batch_of(10)
-    whole = ours.inputs(batch)["decoder_input_ids"]
-    assert torch.equal(whole[:, 1:], batch["caption"][:, :9].clamp(min=END)), "not in evaluation"
-    ours.train()
-    shown = ours.inputs(batch)["decoder_input_ids"]
-    words = whole[:, 1:] != END
-    assert not shown[:, 1:][~words].any()
-    assert 0.3 < (shown[:, 1:] == END)[words].float().mean() < 0.7
-    assert torch.equal(shown[:, 1:][shown[:, 1:] != END], whole[:, 1:][shown[:, 1:] != END])
-    part = ours.inputs({name: rows[2:5] for name, rows in batch.items()})["decoder_input_ids"]
-    assert torch.equal(part, shown[2:5, : part.shape[1]])
-
-
 # ---- evaluation
 
 NAMES = [["abc", "b"], ["def"], ["Gh  i"], ["j"], ["kl", "m n"], ["no pq"]]

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab import noise
 from genlab.conditions import Picture
 from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
@@ -33,8 +32,6 @@ class Captioner(Seq2Seq):
         shape: C, H, W of the pictures.
         context: most tokens of a caption, its end included.
         label_smoothing: see Seq2Seq.
-        word_dropout: share of tokens, what a caption begins with excepted, that the decoder does not see in training
-            (Bowman et al. 2016, arXiv 1511.06349, section 3.1.1), so that the picture tells the next ones.
         augment: (images, int64 keys [B]) -> images, in training, such as genlab.data.augment.Augment; None: none.
         chunk_size: captions made at a time (see GenerativeModel).
 
@@ -52,14 +49,12 @@ class Captioner(Seq2Seq):
         shape: Sequence[int],
         context: Annotated[int, "gt 1"],
         label_smoothing: Annotated[float, "ge 0, lt 1"] = 0.0,
-        word_dropout: Annotated[float, "ge 0, lt 1"] = 0.0,
         augment: Callable[[Tensor, Tensor], Tensor] | None = None,
         chunk_size: int = 32,
     ) -> None:
         super().__init__(network, context, label_smoothing, chunk_size=chunk_size)
         channels, height, width = shape
-        self.encoder, self.word_dropout, self.augment = encoder, word_dropout, augment
-        self.conditions = (Picture((channels, height, width)),)
+        self.encoder, self.augment, self.conditions = encoder, augment, (Picture((channels, height, width)),)
 
     def check_items(self, data: Any) -> None:
         super().check_items(data)
@@ -86,9 +81,6 @@ class Captioner(Seq2Seq):
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         states, mask = self.encode_source(batch)
         before = self.before(self.labels(batch))
-        if self.training and self.word_dropout:
-            hidden = noise.uniform(self.keys(batch), (noise.Stream.LOSS, 0), before.shape[1:]) < self.word_dropout
-            before[:, 1:] = before[:, 1:].masked_fill(hidden[:, 1:], self.pad)
         return {"encoder_outputs": (states,), "attention_mask": mask, "decoder_input_ids": before}
 
     def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
