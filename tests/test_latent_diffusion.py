@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genlab import noise
 from genlab.cli.load import LoadedRun, load_run
 from genlab.cli.sample import sample
+from genlab.cli.train import pin_runs
 from genlab.conditions import Mask
 from genlab.data.captioned import CaptionedFolder
 from genlab.diffusion.editing import Remainder
@@ -260,3 +261,14 @@ def test_sample_command(run: LoadedRun, tmp_path: Path) -> None:
     assert read_meta(half / "000000.png")["precision"] == "bf16-mixed"
     with pytest.raises(ConfigError, match="the same: give one"):
         made("prompt=square 2", "+condition.caption=square 1")
+
+
+def test_names_of_runs_become_their_paths(tmp_path: Path) -> None:
+    for name in ("stage-000001-aaaa", "stage-000002-bbbb"):
+        (tmp_path / "2026-01-01" / name).mkdir(parents=True)
+        (tmp_path / "2026-01-01" / name / "config.yaml").write_text("{}")
+    part = {"_target_": "genlab.parts.FrozenPart"}
+    model = {"first": {**part, "path": "stage"}, "more": [{**part, "path": "absent"}, {**part, "path": str(tmp_path)}]}
+    pin_runs(model, tmp_path)
+    assert model["first"]["path"] == str(tmp_path / "2026-01-01" / "stage-000002-bbbb")  # type: ignore[call-overload]
+    assert [node["path"] for node in model["more"]] == ["absent", str(tmp_path)]

@@ -5,6 +5,7 @@ Free of torch.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from genlab.cli.redact import redact
 from genlab.cli.stored import literal, load_yaml
 from genlab.cli.sweep import JobFailed, Outcome
 from genlab.errors import ConfigError, Preempted
-from genlab.files import read_json, write_bytes, write_json
+from genlab.files import folder_or_cached, read_json, write_bytes, write_json
 from genlab.runs.directory import RunDirectory, config_hash, create_run, find_run, find_unfinished
 from genlab.runs.environment import environment
 from genlab.runs.keys import CHANGEABLE
@@ -156,6 +157,7 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     runs_dir, resume = Path(plain["runs_dir"]), plain["resume"]
     if plain["init_from"] is not None:
         plain["init_from"] = str(find_run(plain["init_from"], runs_dir).path)
+    pin_runs(plain["model"], runs_dir)
     digest = config_hash(plain)
     if resume not in ("auto", "never"):
         return continue_run(find_run(resume, runs_dir), plain)
@@ -166,6 +168,17 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     else:
         say(f"continues {run.path} from {run.status().get('samples', 0):,} samples (resume=never starts anew)")
     return run, OmegaConf.create(literal(plain))
+
+
+def pin_runs(node: Any, runs_dir: Path) -> None:
+    """Puts the paths of runs in the place of their names, in the frozen parts of a model: "the newest run of that name"
+    must mean the same tomorrow. What is a folder, or a name of the cache, stays."""
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        pin_runs(child, runs_dir)
+    if isinstance(node, dict) and node.get("_target_") == "genlab.parts.FrozenPart":
+        with contextlib.suppress(ConfigError):  # what is not there is told when the model is built
+            if not folder_or_cached(node["path"]).exists():
+                node["path"] = str(find_run(node["path"], runs_dir).path)
 
 
 def continue_run(run: RunDirectory, composed: Mapping[str, Any]) -> tuple[RunDirectory, DictConfig]:
