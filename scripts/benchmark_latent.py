@@ -47,7 +47,8 @@ def make_folder(folder: Path) -> Path:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
-    StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False).save_pretrained(folder)  # type: ignore[arg-type]  # fmt: skip
+    parts: Any = (vae, text, tokenizer, unet, scheduler, None, None)
+    StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
 
@@ -146,10 +147,11 @@ def compared(repeats: int) -> dict[str, list[float]]:
         model.chunk_size = len(PROMPTS)
         caption = next(known for known in model.conditions if known.name == "caption").rows(PROMPTS, model)
         sampler = DDIM(steps=STEPS, spacing="leading_to_1", guidance_scale=GUIDANCE)
+        options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
         for _ in range(max(3, repeats // 4)):
             pair(
                 "sampling",
                 lambda: model.sample(torch.arange(len(PROMPTS)), {"caption": caption}, sampler),
-                lambda: pipeline(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=64, width=64, output_type="np"),
-            )  # fmt: skip
+                lambda: pipeline(PROMPTS, height=64, width=64, **options),
+            )
     return ratios

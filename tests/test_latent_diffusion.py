@@ -266,7 +266,8 @@ def test_sample_command(run: LoadedRun, tmp_path: Path) -> None:
 def test_names_of_runs_become_their_paths(tmp_path: Path) -> None:
     for name in ("stage-000001-aaaa", "stage-000002-bbbb"):
         (tmp_path / "2026-01-01" / name).mkdir(parents=True)
-        (tmp_path / "2026-01-01" / name / "config.yaml").write_text("{}")
+        for file in ("config.yaml", "status.json"):
+            (tmp_path / "2026-01-01" / name / file).write_text("{}")
     part = {"_target_": "genlab.parts.FrozenPart"}
     model = {"first": {**part, "path": "stage"}, "more": [{**part, "path": "absent"}, {**part, "path": str(tmp_path)}]}
     pin_runs(model, tmp_path)
