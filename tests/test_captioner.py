@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genlab import noise
 from genlab.cli.condition_values import condition_rows
+from genlab.cli.export import for_transformers
 from genlab.conditions import Caption
 from genlab.data.augment import Augment
 from genlab.data.order import subset
@@ -333,6 +334,9 @@ def test_pictures_of_files_and_what_cannot_be(tmp_path: Path) -> None:
     long = {"image": pictures(1), "caption": torch.full((1, CONTEXT), 5)}
     with pytest.raises(ConfigError, match=r"a caption of 25 tokens, its end included: raise model\.context=24"):
         ours.losses(long)
+    run: Any = SimpleNamespace(model=ours, directory=SimpleNamespace(path=tmp_path))
+    with pytest.raises(ConfigError, match=r"format=transformers: .* also has encoder, which transformers lacks"):
+        for_transformers(tmp_path / "out", run, {})
     ours.check_items(data_of(Named()))
     ours.end = 5
     with pytest.raises(ConfigError, match=r"eos_token_id=5 is '1', of which captions .* 0 \(<\|endoftext\|>\), 1 \(\["):

@@ -123,6 +123,8 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
     if not (isinstance(network, PreTrainedModel) and network.can_generate()):
         kind = type(network if network is not None else loaded.model).__name__
         raise ConfigError(f"format=transformers: {kind} is no language model of transformers; leave it out.")
+    if beside := [name for name, _ in loaded.model.named_children() if name != "network"]:
+        raise ConfigError(f"format=transformers: {path} also has {beside[0]}, which transformers lacks: leave it out.")
     if not (path / TOKENIZER).is_file():
         raise ConfigError(f"format=transformers: {path} has no {TOKENIZER}.")
     context: int | None = getattr(loaded.model, "context", None)
