@@ -15,7 +15,7 @@ the ratios is given with their range.
     latent     a text-to-image model against diffusers' training loop and pipeline with the same networks, one thread:
                images a CPU second in training and sampling
     enlarge    the enlarger of genlab.postprocess against the results in its package (--path DIR, unpacked);
-               halved and doubled real pictures against bicubic; CPU seconds a picture
+               real pictures made small and enlarged again; CPU seconds a picture
     inception  inception-v3-compat-fast against inception-v3-compat, one thread: images a second
 """
 
@@ -316,8 +316,8 @@ def latent(repeats: int) -> dict[str, Any]:
 
 
 def enlarge(repeats: int, path: Path) -> dict[str, Any]:
-    """PSNR of the enlarger against its package's own results; of real pictures that are halved (bicubic, antialiased)
-    and doubled again, beside bicubic and Lanczos; and CPU seconds of a picture of 64x64."""
+    """PSNR of the enlarger's network against its package's own results; of real pictures that are made smaller (by
+    bicubic with antialiasing) and enlarged again, beside other ways; and CPU seconds of a picture of 64x64."""
     import torch
     import torch.nn.functional as F
 
@@ -328,31 +328,39 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
     from genlab.postprocess import Enlarge, Lanczos
 
     def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
-        return float(10 * torch.log10(255**2 / (x.double() - y.double()).square().mean()))
+        return round(float(10 * torch.log10(255**2 / (x.double() - y.double()).square().mean())), 2)
 
     def bicubic(images: torch.Tensor, scale: float) -> torch.Tensor:
-        resized = F.interpolate(images.float(), scale_factor=scale, mode="bicubic", antialias=True)
-        return resized.clamp(0, 255).round().to(torch.uint8)
+        return F.interpolate(images.float(), scale_factor=scale, mode="bicubic", antialias=True)
+
+    def pixels(images: torch.Tensor) -> torch.Tensor:
+        return images.clamp(0, 255).round().to(torch.uint8)
 
     torch.set_num_threads(1)
-    fixture = Image().read(path / "assets" / "fixture.png")[None]
-    steps, result = {scale: Enlarge(scale=scale) for scale in (2, 3, 4)}, {}
-    for scale, step in steps.items():
+    fixture, result = Image().read(path / "assets" / "fixture.png")[None], {}
+    one = fixture[..., 32:96, 32:96].contiguous()
+    for scale in (2, 3, 4):
         theirs = Image().read(path / "assets" / "samples" / f"{scale}x" / "result.png")[None]
-        one = fixture[..., :64, :64].contiguous()
-        seconds = clock(lambda step=step, one=one: step(one), repeats, time.process_time)  # type: ignore[misc]
+        whole, alone = Enlarge(scale=scale), Enlarge(scale=scale, border=0, back_projections=0)
+        seconds = clock(lambda step=whole: step(one), repeats, time.process_time)  # type: ignore[misc]
         result[f"x{scale}"] = {
-            "PSNR against the package": psnr(step(fixture), theirs),
-            "PSNR of bicubic against it": psnr(bicubic(fixture, scale), theirs),
-            "CPU seconds of 64x64": statistics.median(seconds),
+            "PSNR of the network alone against the package": psnr(alone(fixture), theirs),
+            "PSNR of bicubic against it": psnr(pixels(bicubic(fixture, scale)), theirs),
+            "CPU seconds of 64x64": round(statistics.median(seconds), 4),
         }
-    for name in ("fashion_mnist", "cifar10", "emoji"):
-        data = ready_data(compose_config(ROOT / "conf", "evaluate", [f"data={name}"]))
-        source, ids = real_items(data, "test", 256, name)
-        images = image_batch(source, ids)["image"]
-        half = bicubic(images, 0.5)
-        doubled = {"bicubic": bicubic(half, 2), "Lanczos": Lanczos(scale=2)(half), "enlarged": steps[2](half)}
-        result[f"{name}, {len(images)} pictures"] = {key: psnr(value, images) for key, value in doubled.items()}
+        for name in ("emoji", "cifar10", "fashion_mnist"):
+            data = ready_data(compose_config(ROOT / "conf", "evaluate", [f"data={name}"]))
+            source, ids = real_items(data, "test", 256, name)
+            images = image_batch(source, ids)["image"]
+            side = images.shape[2] // scale * scale
+            images = images[..., :side, :side]
+            small = pixels(bicubic(images, 1 / scale))
+            large = bicubic(small, scale)
+            projected = large + bicubic(small - bicubic(large, 1 / scale), scale)
+            ways = {"bicubic": pixels(large), "Lanczos": Lanczos(scale=scale)(small)}
+            ways |= {"bicubic, back-projected": pixels(projected)}
+            ways |= {"network alone": alone(small), "Enlarge": whole(small)}
+            result[f"x{scale}"][f"PSNR of {len(images)} of {name}"] = {k: psnr(v, images) for k, v in ways.items()}
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import Done, command
 from PIL import Image as Pillow
 from runs import ROOT, new_run, small_run, work
@@ -196,17 +197,34 @@ def test_the_files_that_are_fetched_are_those_that_are_read() -> None:
     assert files == {f"x{scale}.safetensors": sha256 for scale, sha256 in esrgan.SHA256.items()}
 
 
+# Of the package's models on a picture of (7 y + 5 x + 3 c) mod 11 tenths, 6x6: pixels (0, 0), (5, 7), (11, 11) of the
+# large one, by TensorFlow.js 4.22 on a CPU.
+TENSORFLOW_JS = {
+    2: [0.355690, 0.368137, 0.307998, 0.607018, 0.676485, 0.611677, 0.267843, 0.299199, 0.306874],
+    3: [0.270381, 0.265639, 0.210990, 0.528368, 0.661871, 0.566204, 0.543568, 0.376172, 0.456034],
+    4: [0.410976, 0.434246, 0.379154, 0.433107, 0.508002, 0.411971, 0.598615, 0.571387, 0.617269],
+}
+
+
 @pytest.mark.data
-def test_real_weights_beat_the_blur() -> None:
-    """On a picture that was made here: halved and doubled again it is nearer to itself than by Lanczos."""
-    try:
-        steps = {"esrgan": Enlarge(scale=2), "lanczos": Lanczos(scale=2)}
-    except ConfigError:
-        pytest.skip("python scripts/fetch_data.py esrgan_slim")
-    image = as_batch(scene()).expand(1, 3, -1, -1)
-    small = Lanczos(scale=0.5)(image)
-    error = {name: (step(small).float() - image.float()).square().mean().item() for name, step in steps.items()}
-    assert error["esrgan"] < error["lanczos"]
+def test_real_weights() -> None:
+    """The network gives what the package gives in TensorFlow.js; and a picture that was halved comes back nearer to
+    itself than by bicubic interpolation or Lanczos."""
+    c, y, x = torch.meshgrid(torch.arange(3), torch.arange(6), torch.arange(6), indexing="ij")
+    for scale, expected in TENSORFLOW_JS.items():
+        try:
+            network = esrgan.esrgan_slim(scale)
+        except ConfigError:
+            pytest.skip("python scripts/fetch_data.py esrgan_slim")
+        large = network((7 * y + 5 * x + 3 * c)[None] % 11 / 10)[0]
+        values = torch.cat([large[:, h, w] for h, w in ((0, 0), (5, 7), (11, 11))])
+        torch.testing.assert_close(values, torch.tensor(expected), atol=5e-6, rtol=0)
+    image = as_batch(scene()).float()
+    small = F.interpolate(image, scale_factor=0.5, mode="bicubic", antialias=True)
+    small = small.clamp(0, 255).round().to(torch.uint8)
+    others = (F.interpolate(small.float(), scale_factor=2, mode="bicubic"), Lanczos(scale=2)(small))
+    error, *rest = ((large.float() - image).square().mean() for large in (Enlarge(scale=2)(small), *others))
+    assert error < min(rest)
 
 
 # ---- what all steps have in common
@@ -226,10 +244,29 @@ def test_an_item_has_the_same_pixels_in_any_batch(weights: Path, channels: int) 
     assert Enlarge(scale=2)(images).shape == (7, channels, 40, 34)
 
 
-def test_grey_is_the_mean_of_three_equal_channels(weights: Path) -> None:
-    grey = pictures(2, 1)
-    coloured = Enlarge(scale=2)(grey.expand(-1, 3, -1, -1)).float().mean(1, keepdim=True)
-    assert (Enlarge(scale=2)(grey).float() - coloured).abs().max() <= 1
+def test_the_network_alone(weights: Path) -> None:
+    images, network = pictures(2), esrgan.esrgan_slim(2)
+    with torch.no_grad():
+        large = network(images.float() / 255).clamp(0, 1)
+    alone = Enlarge(scale=2, border=0, back_projections=0)
+    assert (alone(images) - 255 * large).abs().max() <= 0.51
+    grey = images[:, :1]
+    coloured = alone(grey.expand(-1, 3, -1, -1)).float().mean(1, keepdim=True)
+    assert (alone(grey) - coloured).abs().max() <= 1
+
+
+def test_border_and_back_projections(weights: Path) -> None:
+    flat = torch.full((1, 3, 12, 12), 200, dtype=torch.uint8)
+    large = {border: Enlarge(scale=2, border=border, back_projections=0)(flat).float() for border in (0, 16)}
+    seams = {border: (image - image.roll(2, 2)).abs().max() for border, image in large.items()}
+    assert seams[16] <= 1 < seams[0]
+    images, lost = as_batch(scene(32)), []
+    for n in (0, 1, 4):
+        again = F.interpolate(
+            Enlarge(scale=2, back_projections=n)(images).float(), (32, 32), mode="bicubic", antialias=True
+        )
+        lost.append((again - images).abs().mean())
+    assert lost[0] > 3 * lost[1] > 3 * lost[2]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +393,8 @@ def test_sampling_with_steps(run: RunDirectory, weights: Path, tmp_path: Path) -
     (folder,) = run.path.glob("samples/seed-5-deblock-enlarge_2-sharpen")
     steps = [Deblock(), Enlarge(scale=2), UnsharpMask(amount=1.5)]
     recorded = [step.record() for step in steps]
-    assert recorded[1] == {"step": "Enlarge", "scale": 2, "weights": "esrgan_slim", "sha256": esrgan.SHA256[2]}
+    settings = {"step": "Enlarge", "scale": 2, "border": 4, "back_projections": 1}
+    assert recorded[1] == {**settings, "weights": "esrgan_slim", "sha256": esrgan.SHA256[2]}
     for name in ("000005", "000006", "000007"):
         plain = Image().read(tmp_path / "plain" / f"{name}.png")
         large = Image().read(folder / f"{name}.png")
