@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command
 from processes import together
+from runs import log, make_pretrained, new_run, small_run, work
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
+from genlab.cli.load import load_run
+from genlab.conditions import Caption
 from genlab.data.characters import Alphabet
 from genlab.data.sources import Source
 from genlab.decoding.reading import padded
@@ -26,11 +30,13 @@ from genlab.evaluation.judged import images_from
 from genlab.evaluation.metrics import DualScore, Retrieval
 from genlab.evaluation.metrics.matching import places
 from genlab.modality import Image, to_float
+from genlab.models.base import GenerativeModel
 from genlab.models.dual_encoder import DualEncoder
 from genlab.networks.image_encoder import ImageEncoder, VisionModel
 from genlab.networks.text_encoder import TextEncoder
 from genlab.objectives.contrastive import Contrastive, InfoNCE, SigLIP, compare, keys_of
 from genlab.parts import FrozenPart
+from genlab.runs.directory import RunDirectory
 from genlab.samples import Samples
 
 CPU = torch.device("cpu")
@@ -426,3 +432,91 @@ def test_clip_score_is_that_of_transformers(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"no tokenizer\.json there; save CLIP's fast tokenizer"):
         judged(DualJudge(str(folder), device="cpu"))
+
+
+class Painter(GenerativeModel):
+    """Paints the picture of a caption, but for a wave without a tone when another is asked for."""
+
+    chunk_size = 2
+    conditions = (Caption(),)
+
+    def losses(self, batch: Any) -> Any:
+        raise AssertionError("it is not trained")
+
+    def generate(self, seeds: Tensor, condition: Any, sampler: Any) -> Tensor:
+        asked = self.shown(condition)["caption"]
+        return to_float(pictures()[[4 if name.startswith("wave") else NAMES.index(name) for name in asked]])
+
+
+def test_generated_pictures_are_judged_by_what_they_were_asked_to_be() -> None:
+    painter = Painter()
+    painter.tokenizer = LETTERS
+    protocol = Protocol(metrics={"dual_score": DualScore(Known([0, 1, 2, 3, 4, 0]))}, floor=False)
+    record = evaluate(painter, data(), protocol, progress=False)
+    values = {name.removesuffix("_4_test.proxy"): value for name, value in record["values"].items()}
+    expected = {"dual_score": 0.5, "dual_r1": 0.5, "dual_shape": 1.0, "dual_tone": 0.0}
+    assert values == expected | {f"real_{name}": 1.0 for name in expected}
+    assert record["generated"]["caption"] == "of test"
+
+
+# ---- a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    trained = new_run(small_run("model=dual_encoder", tmp_path_factory.mktemp("dual")))
+    assert work(trained) == 0, log(trained)
+    return trained
+
+
+def test_a_run_is_a_judge(run: RunDirectory) -> None:
+    loaded = load_run(run.path, device="cpu")
+    source, ours = loaded.data(), loaded.model
+    judge = DualJudge(str(run.path), device="cpu", batch=7)
+    protocol = Protocol(metrics={"dual_score": DualScore(judge)}, reference_split="val", floor=False)
+    record = evaluate_samples(lambda wanted: images_from(source, "val", wanted), source, protocol, device=CPU,
+                              progress=False)  # fmt: skip
+    items = source.source("val").batch(torch.arange(6), torch.zeros(6, dtype=torch.int64))
+    with torch.no_grad():
+        image, text = ours.image_features(to_float(items["image"])), ours.text_features(items["caption"])  # type: ignore[operator]
+    values = record["values"]
+    assert values["dual_score_6_val.proxy"] == pytest.approx(float((image * text).sum(1).mean()), abs=1e-5)
+    assert values["real_dual_score_6_val.proxy"] == values["dual_score_6_val.proxy"]
+    assert record["missing"]["dual_tone_6_val.proxy"] == "the data tells nothing of it"
+    assert judge.name.startswith(f"dual encoder, sha256 {judge.encoder.sha256}")
+    assert DualJudge(str(run.path), "raw", device="cpu").encoder.sha256 != judge.encoder.sha256
+    with pytest.raises(ConfigError, match=r"reads images \[3, 64, 64\], these are \[3, 16, 16\]"):
+        judge.image_features(pictures())
+    with pytest.raises(ConfigError, match="judges pictures by their captions: these have none"):
+        judge(Samples(Image(), pictures()), {"label": [0] * 6})
+
+
+def test_from_the_command_line(run: RunDirectory, tmp_path: Path) -> None:
+    done = command("evaluate.py", f"run={run.path}", "evaluation=retrieval_test", "evaluation.reference_split=val",
+                   "evaluation.metrics.retrieval.captions=all", folder=tmp_path)  # fmt: skip
+    assert done.code == 0, done.output
+    record = json.loads((run.path / "evaluation" / "retrieval_val_all.json").read_text())
+    assert set(record["values"]) == {f"{name}_val_all" for name in Retrieval.outputs}
+    assert record["model"]["frozen"].keys() == {"model.text.network"}
+    root = load_run(run.path, device="cpu").config.data.root
+    words = ("evaluate.py", "samples=val", "data=captioned_folder", f"data.root={root}", "data.tokenizer=characters",
+             "data.vocab_size=19", "evaluation=dual_score_test", "evaluation.reference_split=val",
+             "data.batch_size=8", "out=judged.json")  # fmt: skip
+    done = command(*words, f"evaluation.metrics.dual_score.judge.path={run.path}", folder=tmp_path)
+    assert done.code == 0, done.output
+    assert json.loads((tmp_path / "judged.json").read_text())["values"]["dual_score_6_val.proxy"] is not None
+    command(*words, folder=tmp_path).line(2, "set judge.path to a run of a dual encoder")
+
+
+def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
+    folder = make_pretrained(tmp_path / "gpt2", LETTERS.get_vocab_size())
+    LETTERS.save(str(folder / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="AutoregressiveModel has no vectors of images and texts; name a run of"):
+        judged(DualJudge(str(folder), device="cpu"))
+    protocol = Protocol(metrics={"retrieval": Retrieval()})
+    with pytest.raises(ConfigError, match=r"Painter cannot give a retrieval, it has no image_features\(\)"):
+        evaluate(Painter(), data(), protocol, progress=False)
+    bare = data()
+    bare.source = lambda split: SimpleNamespace(references=lambda ids: None)
+    with pytest.raises(ConfigError, match="the pictures of pictures have no captions; take data that have"):
+        evaluate(model(), bare, protocol, progress=False)
