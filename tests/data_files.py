@@ -77,6 +77,8 @@ EMOJI = {
     **dict.fromkeys([f"LARGE {c} CIRCLE" for c in ("GREEN", "PURPLE", "ORANGE", "RED", "BLUE")], _SHAPE),
     **dict.fromkeys([f"FACE NUMBER {i}" for i in range(20)], _FACE),
     "RED APPLE": ("Food & Drink", "food-fruit"),
+    "FAMILY: MAN, GIRL": ("People & Body", "family"),
+    **dict.fromkeys(["NORWAY FLAG", "SPAIN FLAG"], ("Flags", "country-flag")),
 }
 
 
@@ -101,7 +103,7 @@ def emoji_package(folder: Path, drawing: str = "google") -> Path:
     for name, (category, subcategory) in EMOJI.items():
         record = {"name": name, "category": category, "subcategory": subcategory, **picture(name)}
         record["short_names"] = [name.lower().replace(" ", "_"), f"x_{name.lower().split()[-1]}"]
-        if category == "People & Body" and name != "BRAIN":
+        if category == "People & Body" and name not in ("BRAIN", "FAMILY: MAN, GIRL"):
             record["skin_variations"] = {tone: picture(name) for tone in [*TONES, "1F3FB-1F3FC"]}
         records.append(record)
     place = folder / "package" / "img" / drawing / "sheets"

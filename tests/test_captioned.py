@@ -54,7 +54,7 @@ def drawings(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def emoji_of(**options: Any) -> Emoji:
-    data = Emoji("emoji", **{"vocab_size": 38, **SMALL, **options})
+    data = Emoji("emoji", **{"vocab_size": 39, **SMALL, **options})
     data.setup()
     return data
 
@@ -83,7 +83,7 @@ def test_a_batch_of_emoji(drawings: None, capsys: pytest.CaptureFixture[str]) ->
     facts, source = data.facts("train"), data.source("train")
     first = data.manifest.facts
     assert first == {
-        "shape": [3, 64, 64], "num_classes": None, "vocab_size": 38, "vocabulary_sha256": first["vocabulary_sha256"],
+        "shape": [3, 64, 64], "num_classes": None, "vocab_size": 39, "vocabulary_sha256": first["vocabulary_sha256"],
         "longest_caption": len("waving hand sign, medium-light skin tone"),
     }  # fmt: skip
     batch = next(iter(data.batches(data.train_loader(0, 4))))
@@ -122,6 +122,9 @@ def test_emoji_hold_out_compositions_and_names(drawings: None) -> None:
     assert not {name for name, _ in items["val"]} & {name for name, _ in items["train"] + items["test"]}
     assert not {*items["train"]} & {*items["test"]}
     assert sum(map(len, items.values())) == len({*items["train"], *items["val"], *items["test"]}) == len(EMOJI) + 25
+    assert {("norway flag", ""), ("spain flag", ""), ("family: man, girl", "")} <= {
+        *items["train"]
+    }  # their hashes say val
     colours = {name.split()[1] for name, _ in items["train"] if name.startswith("large")}
     assert {"orange", "green", "purple"} <= colours
     for split in SPLITS:
@@ -147,7 +150,7 @@ def test_groups_of_emoji(drawings: None) -> None:
         emoji_of(drawing="apple")
     with pytest.raises(DataError, match=r"images are \[3, 64, 64\], data\.shape is \[3, 32, 32\]"):
         emoji_of(shape=[3, 32, 32])
-    with pytest.raises(ConfigError, match=r"emoji: the characters vocabulary has 38 tokens.*set data\.vocab_size=38"):
+    with pytest.raises(ConfigError, match=r"emoji: the characters vocabulary has 39 tokens.*set data\.vocab_size=39"):
         emoji_of(vocab_size=40)
 
 
@@ -175,8 +178,8 @@ def test_real_emoji(drawing: Any) -> None:
     fetch(f"emoji_{drawing}")  # checks the hashes
     data = Emoji("emoji", shape=[3, 64, 64], drawing=drawing, vocab_size=1024)
     counts = {split: len(data.source(split)) for split in SPLITS}
-    assert sum(counts.values()) == 3491
-    assert counts["test"] == 52
+    assert counts == {"train": 3141, "val": 298, "test": 52}
+    assert {data.manifest.splits[split]["same_pictures"] for split in ("val", "test")} == {0}  # nothing of train
 
 
 # ---- folders
@@ -404,7 +407,7 @@ def test_bad_tables_and_folders(tmp_path: Path) -> None:
 
 
 def test_the_shipped_configurations_build(tmp_path: Path, drawings: None) -> None:
-    chosen = compose_train(["data=emoji", "data.tokenizer=characters", "data.vocab_size=38", "data.batch_size=8"])
+    chosen = compose_train(["data=emoji", "data.tokenizer=characters", "data.vocab_size=39", "data.batch_size=8"])
     data = build_data(chosen)
     data.setup()
     assert len(data.source("test")) == 7
