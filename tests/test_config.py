@@ -511,7 +511,8 @@ def test_redaction(monkeypatch: pytest.MonkeyPatch) -> None:
 OPTIONS = sorted(
     f"{p.parent.relative_to(CONF).as_posix()}={p.stem}" for p in CONF.rglob("*/[!_]*.yaml") if p.parent.name != "hydra"
 )
-COMPOSED_ELSEWHERE = ("model=", "experiment=")  # the contract test composes these, and trains them or their twins
+# The contract test composes the first two, and trains them or their twins; test_postprocess the last, of sample.py.
+COMPOSED_ELSEWHERE = ("model=", "experiment=", "postprocess=")
 # Those that go with most options come first.
 MODELS = list(dict.fromkeys(["gan", "gpt", "ddpm", *sorted(p.stem for p in (CONF / "model").glob("*.yaml"))]))
 

@@ -62,7 +62,6 @@ SAME_PARTS = {
     "experiment=dcgan_mnist": "experiment=dcgan_celeba",
     "experiment=ddpm_cifar10": "model=ddpm_unet",
     "experiment=dual_emoji": "model=dual_encoder",
-    "experiment=emoji_first_stage": "experiment=klvae_mnist",
     "experiment=emoji_t2i": "model=latent_diffusion",
     "experiment=gan_ensemble_mnist": "experiment=dcgan_celeba",
     "experiment=gpt2_openwebtext": "model=gpt",
