@@ -165,7 +165,7 @@ class Protocol:
             metric.check(model, data, self)
         if model is None or not self.metrics:
             return
-        paired = any(isinstance(known, PairCondition) for known in getattr(model, "conditions", ()))
+        paired = any(isinstance(known, PairCondition) and known.drawn for known in getattr(model, "conditions", ()))
         if self.n is None and self.given is None and not (paired and self.needs_pairs):
             raise ConfigError(
                 "evaluation.n: say how many samples are generated; null, all of the split, is for metrics of pairs "
