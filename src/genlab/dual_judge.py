@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -95,7 +97,15 @@ class DualJudge(CaptionJudge):
 
     def _run(self, path: str) -> Encoder:
         from genlab.cli.load import load_run
+        from genlab.runs.directory import find_run
 
+        try:
+            find_run(path, Path(os.environ.get("GENLAB_RUNS", "runs")))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{str(error).rstrip('.')}; set judge.path to a run of a dual encoder (python train.py "
+                "experiment=dual_emoji), or to a folder of CLIP"
+            ) from None
         loaded = load_run(path, self.weights, device=str(self.device))
         if not isinstance(loaded.model, PairFeatures):
             raise ConfigError(

@@ -127,7 +127,8 @@ class DualScore(Metric):
     def __init__(self, judge: CaptionJudge) -> None:
         super().__init__()
         self.keep(judge=judge)
-        own = tuple(f"{judge.kind}_{part}" for part in ("score", "r1", "shape", "tone"))
+        kind = getattr(judge, "kind", str(judge).split(" ")[0])  # of a stored record: the judge's name alone
+        own = tuple(f"{kind}_{part}" for part in ("score", "r1", "shape", "tone"))
         self.outputs = (*own, *(f"real_{name}" for name in own))
         self.names: dict[str, dict[str, Any]] = {}
 
