@@ -417,6 +417,8 @@ def test_bad_steps_are_answered_in_one_line(run: RunDirectory, tmp_path: Path, m
         (["postprocess=sharpen", "postprocess.sharpen.amount=-2"], ["postprocess.sharpen.amount must be", "> 0"]),
         (["postprocess=enlarge_2", "postprocess.enlarge_2.scale=5"], ["scale must be one of 2, 3, 4, is 5"]),
         (["postprocess=sharpen", "postprocess.sharpen._target_=torch.nn.ReLU"], ["is not a Step"]),
+        (["postprocess=sharpen,deblock"], ["write postprocess=[sharpen,deblock] for a list"]),
+        (["postprocess=[2]"], ["postprocess=[2]: options are names"]),
         (["+postprocess.own=3"], ["postprocess.own", "group of fields"]),
         (["postprocess=enlarge_2"], ["no weights at", "python scripts/fetch_data.py esrgan_slim"]),
     ):

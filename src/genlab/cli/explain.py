@@ -38,6 +38,9 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
     text = one_line(str(error))
     if isinstance(error, MissingConfigException):
         return _missing(error, arguments, folder)
+    if isinstance(error, TypeError) and "not iterable" in text:  # Hydra's own, at a list of options that holds a number
+        groups = [o for o in arguments.overrides if "=[" in o and o.partition("=")[0] in _groups(folder)]
+        return Problem(f"{groups[0]}: options are names", "", "See --help", "command line") if groups else None
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
         mark = cause.problem_mark
@@ -61,7 +64,7 @@ def composition(error: Exception, arguments: Any, config_name: str, folder: str)
         return Problem(f"{found[1]} is given twice", found[1], "Give it once", "command line")
     if found := re.match(r"Ambiguous value for argument '([^=']+)=(.*?)' 1\. To use", text):
         plain = _without(arguments, config_name, folder, found[1])
-        if not found[1].startswith("+") and found[1] not in leaves(plain):
+        if not found[1].startswith("+") and found[1] not in {*leaves(plain), *_groups(folder)}:
             return _unknown(found[1], plain, _groups(folder))
         do = f"Add -m for a sweep, or write {found[1]}=[{found[2]}] for a list, '{found[1]}=\"{found[2]}\"' for a text"
         return Problem("is given several values", found[1], do, "command line")
