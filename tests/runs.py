@@ -25,11 +25,14 @@ from isolation import isolated, without_curves, worker
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from processes import as_a_process, server, together
+from safetensors.torch import save_file
+from torch import Tensor
 
 from genlab.cli.check import check
 from genlab.cli.ranks import free_port, worker_environment
 from genlab.cli.train import open_run, with_debug
 from genlab.data.vocabulary import END, PAD, train_tokenizer
+from genlab.networks.vgg import SLICES
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
 from genlab.runs.metrics import read_rows
@@ -75,6 +78,7 @@ SMALL = {
         "model.decoder.network.embedding=16",
     ),
 }
+VGG_WIDTHS = (3, 4, 5, 6, 7)  # channels of the slices of a small VGG16
 # What a configuration has no value for; `small_data` gives the real ones.
 NEEDED = {"model=stable_diffusion": ("model.path=.", "data.root=.")}
 # An experiment that is another one on other data: not trained again, but held to be just that.
@@ -143,6 +147,15 @@ def small_parts(config: DictConfig, folder: Path) -> list[str]:
         overrides.append(f"model.first_stage.path={stage}")
     if model.get("text") is not None:
         overrides += [f"model.text.network.path={make_text_encoder(folder / 'text', 19)}", "model.text.width=16"]
+    for name, path in (("image", ""), ("encoder", "seen.")):
+        if (
+            (part := OmegaConf.select(model, f"{name}.{path}network")) is not None
+            and "layers" in part
+            and "grid" in part
+        ):
+            save_file(vgg_weights(), folder / "vgg.safetensors")
+            overrides.append(f"model.{name}.{path}network.weights={folder / 'vgg.safetensors'}")
+            overrides.append("model.width=8" if name == "image" else f"model.{name}.seen.width=8")  # of few pictures
     return overrides
 
 
@@ -157,6 +170,19 @@ def make_first_stage(folder: Path, shape: Sequence[int], latent_shape: Sequence[
         latent_channels=latent_shape[0], norm_num_groups=4, sample_size=shape[1],
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def vgg_weights() -> dict[str, Tensor]:
+    """VGG16 with few channels."""
+    draw = torch.Generator().manual_seed(0)
+    weights, last = {}, 3
+    for i, (places, width) in enumerate(zip(SLICES, VGG_WIDTHS, strict=True)):
+        for place in places:
+            weights[f"features.{place}.weight"] = torch.randn(width, last, 3, 3, generator=draw) / (9 * last) ** 0.5
+            weights[f"features.{place}.bias"] = 0.1 * torch.randn(width, generator=draw)
+            last = width
+        weights[f"lin{i}.weight"] = torch.rand(1, width, 1, 1, generator=draw)
+    return weights
 
 
 def make_text_encoder(folder: Path, vocab_size: int, width: int = 16) -> Path:

@@ -57,7 +57,6 @@ SAME_PARTS = {
     "experiment=awdlstm_ptb": "model=lstm",
     "experiment=betatc_vae_mnist": "model=vae",
     "experiment=betavae_mnist": "model=vae",
-    "experiment=caption_emoji": "model=captioner",
     "experiment=dcgan_cifar10": "experiment=dcgan_celeba",
     "experiment=dcgan_mnist": "experiment=dcgan_celeba",
     "experiment=ddpm_cifar10": "model=ddpm_unet",
@@ -88,7 +87,11 @@ SAME_PARTS = {
     "experiment=vqvae_mnist": "model=autoencoder",
 }
 BORNE = [choice for choice in CHOICES if choice not in SAME_PARTS]
-GENERATING = [choice for choice in CHOICES if choice not in ("model=dual_encoder", "experiment=dual_emoji")]
+GENERATING = [
+    choice
+    for choice in CHOICES
+    if choice not in ("model=dual_encoder", "experiment=dual_emoji", "experiment=dual_emoji_locked")
+]
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import vgg_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,23 +22,8 @@ from genlab.data.convert import LPIPS_FILE, VGG16_CONVOLUTIONS, lpips_weights, r
 from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
 from genlab.files import cache_root
-from genlab.networks import lpips
+from genlab.networks import vgg
 from genlab.networks.lpips import LPIPS
-
-WIDTHS = (3, 4, 5, 6, 7)
-
-
-def tiny_weights() -> dict[str, Tensor]:
-    """VGG16 with few channels."""
-    draw = torch.Generator().manual_seed(0)
-    weights, last = {}, 3
-    for i, (places, width) in enumerate(zip(lpips.SLICES, WIDTHS, strict=True)):
-        for place in places:
-            weights[f"features.{place}.weight"] = torch.randn(width, last, 3, 3, generator=draw) / (9 * last) ** 0.5
-            weights[f"features.{place}.bias"] = 0.1 * torch.randn(width, generator=draw)
-            last = width
-        weights[f"lin{i}.weight"] = torch.rand(1, width, 1, 1, generator=draw)
-    return weights
 
 
 def images(n: int, size: int, channels: int = 3) -> tuple[Tensor, Tensor]:
@@ -48,7 +34,7 @@ def images(n: int, size: int, channels: int = 3) -> tuple[Tensor, Tensor]:
 def by_modules(x: Tensor, y: Tensor, weights: dict[str, Tensor]) -> Tensor:
     """The published code's steps, with torchvision's layers."""
     layers: list[nn.Module] = []
-    for i, places in enumerate(lpips.SLICES):
+    for i, places in enumerate(vgg.SLICES):
         layers += [nn.MaxPool2d(2, 2)] if i else []
         for place in places:
             convolution = nn.Conv2d(1, 1, 3, padding=1)
@@ -75,10 +61,10 @@ def by_modules(x: Tensor, y: Tensor, weights: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("size", [16, 28, 33])
 def test_formula(size: int) -> None:
     x, y = images(3, size)
-    measure = LPIPS(tiny_weights())
+    measure = LPIPS(vgg_weights())
     distance = measure(x, y)
     assert distance.shape == (3,)
-    torch.testing.assert_close(distance, by_modules(x, y, tiny_weights()), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(distance, by_modules(x, y, vgg_weights()), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(distance, measure(y, x))
     assert torch.equal(measure(x, x), torch.zeros(3))
     grey, other = images(3, size, channels=1)
@@ -86,7 +72,7 @@ def test_formula(size: int) -> None:
 
 
 def test_it_is_frozen_and_no_part_of_the_state() -> None:
-    measure = LPIPS(tiny_weights())
+    measure = LPIPS(vgg_weights())
     x, y = images(2, 16)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(measure(x, y).sum(), x)
@@ -100,7 +86,7 @@ def test_it_is_frozen_and_no_part_of_the_state() -> None:
 
 def test_gradient_where_no_feature_is_active() -> None:
     """Zero vectors at every position: sqrt's gradient would be NaN there."""
-    weights = {name: -value.abs() for name, value in tiny_weights().items()}
+    weights = {name: -value.abs() for name, value in vgg_weights().items()}
     x, y = (torch.full((1, 3, 16, 16), value, requires_grad=True) for value in (0.9, 0.8))
     distance = LPIPS(weights)(x, y)
     distance.sum().backward()
@@ -113,7 +99,7 @@ def test_gradient_where_no_feature_is_active() -> None:
                                       ((1, 3, 16, 16), (1, 1, 16, 16)), ((3, 16, 16), (3, 16, 16))])  # fmt: skip
 def test_wrong_shapes(x: tuple[int, ...], y: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"expected two of one shape \[B,C,H,W\], C 1 or 3"):
-        LPIPS(tiny_weights())(torch.zeros(x), torch.zeros(y))
+        LPIPS(vgg_weights())(torch.zeros(x), torch.zeros(y))
 
 
 def test_weights_that_are_absent_or_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +107,7 @@ def test_weights_that_are_absent_or_wrong(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"no weights at .*: run `python scripts/fetch_data.py lpips`"):
         LPIPS()(*images(1, 16))
     (tmp_path / "lpips").mkdir()
-    (tmp_path / "lpips" / lpips.FILE).write_bytes(b"other")
+    (tmp_path / "lpips" / vgg.FILE).write_bytes(b"other")
     with pytest.raises(DataError, match=r"sha256 .* expected .*: delete it"):
         LPIPS()(*images(1, 16))
 
@@ -132,7 +118,7 @@ REFERENCE = {16: [0.0201774, 0.0215571], 28: [0.0276394, 0.0289976], 64: [0.0413
 @pytest.mark.data
 def test_real_weights() -> None:
     """Values of lpips 0.1.4 (net="vgg") with these weights on these images, computed once."""
-    if not (cache_root() / "lpips" / lpips.FILE).is_file():
+    if not (cache_root() / "lpips" / vgg.FILE).is_file():
         pytest.skip("python scripts/fetch_data.py lpips")
     for size, expected in REFERENCE.items():
         with torch.no_grad():
@@ -145,8 +131,8 @@ def test_real_weights() -> None:
 
 def test_the_file_that_is_fetched_is_the_one_that_is_read() -> None:
     (file,) = DATASETS["lpips"].files
-    assert (file.name, file.sha256) == (lpips.FILE, lpips.SHA256)
-    assert [place for places in lpips.SLICES for place in places] == list(VGG16_CONVOLUTIONS)
+    assert (file.name, file.sha256) == (vgg.FILE, vgg.SHA256)
+    assert [place for places in vgg.SLICES for place in places] == list(VGG16_CONVOLUTIONS)
 
 
 def pickled(unpacked: Path, tree: Any) -> Path:
@@ -170,7 +156,7 @@ def flax_tree(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def test_conversion_gives_torch_layout_and_the_same_bytes_each_time(tmp_path: Path) -> None:
-    weights = tiny_weights()
+    weights = vgg_weights()
     pickled(tmp_path, flax_tree(weights))
     contents = []
     for name in ("one", "two"):

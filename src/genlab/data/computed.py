@@ -15,6 +15,7 @@ from genlab.data.manifest import digest
 from genlab.data.vocabulary import vocabulary_digest
 from genlab.files import cache_root, made_once
 
+SEEN = "features"  # what a frozen network sees in images, in a batch and in a file of them
 CHUNK = 64  # items that are read at a time: the same on any machine
 Rows = dict[str, Tensor]
 

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.conditions import Picture
+from genlab.data.computed import SEEN, computed_rows
 from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
 from genlab.errors import ConfigError
 from genlab.modality import to_uint8
 from genlab.models.seq2seq import Seq2Seq
+from genlab.networks.image_states import GridStates
 
 
 class Captioner(Seq2Seq):
@@ -26,12 +28,15 @@ class Captioner(Seq2Seq):
     A batch has "image", float32 [B, C, H, W] in [-1, 1], and "caption", int64 [B, L], token ids with -1 after the end
     of a row, which may be empty; the token that ends a caption is the network's, not the data's.
 
+    What a frozen network sees in pictures that are not changed (GridStates) is computed once, before training.
+
     Args:
-        encoder: images -> states [B, S, D], D of the network, row by row over `encoder.grid`, rows and columns.
+        encoder: images -> states [B, S, D], D of the network; the last are row by row those of `encoder.grid`, rows and
+            columns.
         network: see Seq2Seq; its own encoder is not used, and may have no layers.
         shape: C, H, W of the pictures.
         context: most tokens of a caption, its end included.
-        label_smoothing: see Seq2Seq.
+        label_smoothing: see Seq2Seq, as word_dropout.
         augment: (images, int64 keys [B]) -> images, in training, such as genlab.data.augment.Augment; None: none.
         chunk_size: captions made at a time (see GenerativeModel).
 
@@ -51,8 +56,9 @@ class Captioner(Seq2Seq):
         label_smoothing: Annotated[float, "ge 0, lt 1"] = 0.0,
         augment: Callable[[Tensor, Tensor], Tensor] | None = None,
         chunk_size: int = 32,
+        word_dropout: Annotated[float, "ge 0, lt 1"] = 0.0,
     ) -> None:
-        super().__init__(network, context, label_smoothing, chunk_size=chunk_size)
+        super().__init__(network, context, label_smoothing, chunk_size=chunk_size, word_dropout=word_dropout)
         channels, height, width = shape
         self.encoder, self.augment, self.conditions = encoder, augment, (Picture((channels, height, width)),)
 
@@ -65,6 +71,21 @@ class Captioner(Seq2Seq):
                 f"captions may be made; name one of {', '.join(f'{i} ({t.content})' for i, t in special.items())}"
             )
 
+    def prepare(self, data: Any, device: torch.device) -> None:
+        """Measures what a frozen network sees in the pictures, and attaches it where they are not changed."""
+        if not isinstance(self.encoder, GridStates):
+            return
+        seen, once = self.encoder.seen, self.augment is None and not getattr(data, "random_flip", False)
+        for split in ("train", "val") if once else ("train",) if not seen.fitted else ():
+            rows = computed_rows(data, split, "pictures", seen.key, self._seen, device)[SEEN]
+            if not seen.fitted:
+                seen.fit(rows)
+            if once:
+                data.attach(split, SEEN, rows)
+
+    def _seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {SEEN: self.encoder.seen.features(batch["image"]).half()}  # type: ignore[operator]
+
     # ---- what it reads
 
     def encode_source(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -72,7 +93,7 @@ class Captioner(Seq2Seq):
         image, shape = rows["image"], self.conditions[0].shape  # type: ignore[attr-defined]
         if tuple(image.shape[1:]) != shape:
             raise ConfigError(f"pictures are {list(image.shape[1:])}, model.shape is {list(shape)}: take other data")
-        states = self.encoder(image)
+        states = self.encoder.states(rows[SEEN]) if SEEN in rows else self.encoder(image)  # type: ignore[operator]
         return states, torch.ones(states.shape[:2], dtype=torch.int64, device=states.device)
 
     def limits(self, rows: Mapping[str, Tensor]) -> Tensor:
@@ -80,8 +101,7 @@ class Captioner(Seq2Seq):
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         states, mask = self.encode_source(batch)
-        before = self.before(self.labels(batch))
-        return {"encoder_outputs": (states,), "attention_mask": mask, "decoder_input_ids": before}
+        return {"encoder_outputs": (states,), "attention_mask": mask, "decoder_input_ids": self.before(batch)}
 
     def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The captions with what ends them, as wide as the longest of the batch."""
@@ -105,6 +125,7 @@ class Captioner(Seq2Seq):
     def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], Any]]:
         """See genlab.evaluation.latents.Attends: weights [T, rows, columns] over the picture, uint8 [C, H, W]."""
         labels, pictures = self.labels(batch), to_uint8(batch["image"])
-        weights = self.cross_attention(batch).unflatten(2, self.encoder.grid)
+        rows, columns = self.encoder.grid  # its states are the last: one of the whole picture is at no place
+        weights = self.cross_attention(batch)[:, :, -rows * columns :].unflatten(2, (rows, columns))
         lengths = (labels != IGNORED).sum(1).tolist()
         return [(weights[i, :t], labels[i, :t].tolist(), pictures[i]) for i, t in enumerate(lengths)]

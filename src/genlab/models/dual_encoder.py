@@ -9,18 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.computed import computed_rows, text_key
+from genlab.data.computed import SEEN, computed_rows, text_key
+from genlab.errors import ConfigError
 from genlab.models.trained import TrainedModel
+from genlab.networks.image_encoder import Components
 from genlab.networks.text_encoder import TextEncoder
 from genlab.objectives.contrastive import Contrastive, compare, keys_of
 
 POOLED = "text_pooled"  # of a frozen text encoder, in a batch
+LOCKED = "image_vector"  # of a locked image tower, likewise
 
 
 class DualEncoder(TrainedModel):
     """Trained by a contrastive objective; it does not generate, but finds images and texts and judges how they fit.
 
-    The vector of a text by a frozen encoder is computed once before training.
+    The vector of a text by a frozen encoder is computed once before training, and so is that of an image by a locked
+    tower (genlab.networks.image_encoder.Components), whose space the texts are then brought to.
 
     Args:
         image: images [B, C, H, W] in [-1, 1] -> [B, D], with D as `width`: see genlab.networks.image_encoder.
@@ -29,6 +33,9 @@ class DualEncoder(TrainedModel):
         objective: from genlab.objectives.contrastive.
         text_hidden: units of a layer between a text's vector and the common space; 0: a linear map, as of images.
         augment: (images, keys) -> images, in training: genlab.data.augment.Augment; or null.
+
+    Raises:
+        ConfigError: a locked tower of another width, or whose images are changed at random.
     """
 
     reads = ("image", "caption")
@@ -44,8 +51,14 @@ class DualEncoder(TrainedModel):
     ) -> None:
         super().__init__()
         self.image, self.text, self.objective, self.augment = image, text, objective, augment
+        self.locked = isinstance(image, Components)
         images: Any = image.width
-        self.image_projection = nn.Linear(images, width, bias=False)
+        if self.locked and (images != width or augment is not None):
+            raise ConfigError(
+                f"model.image is locked: set model.width={images} and model.augment=null, as the texts are brought to "
+                "its vectors, which are computed once"
+            )
+        self.image_projection = nn.Identity() if self.locked else nn.Linear(images, width, bias=False)
         hidden = [nn.Linear(text.width, text_hidden), nn.GELU()] if text_hidden else []
         self.text_projection = nn.Sequential(*hidden, nn.Linear(text_hidden or text.width, width, bias=False))
 
@@ -66,6 +79,15 @@ class DualEncoder(TrainedModel):
             key = text_key(self.text, data.tokenizer)
             rows = computed_rows(data, split, "captions", key, lambda batch: {POOLED: self._pooled(batch)}, device)
             data.attach(split, POOLED, rows[POOLED])
+        tower: Any = self.image
+        for split in ("train", "val") if self.locked else ():
+            rows = computed_rows(data, split, "pictures", tower.key, self._seen, device)[SEEN]
+            if not tower.fitted:
+                tower.fit(rows)
+            data.attach(split, LOCKED, tower.project(rows))
+
+    def _seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {SEEN: self.image.features(batch["image"]).half()}  # type: ignore[operator]
 
     def image_features(self, image: Tensor) -> Tensor:
         """float [B, C, H, W] in [-1, 1] -> float [B, E] of length 1."""
@@ -88,7 +110,8 @@ class DualEncoder(TrainedModel):
         x = batch["image"]
         if self.training and self.augment is not None:
             x = self.augment(x, self.keys(batch))
-        image, text = self.image_features(x), self._text_features(batch)
+        image = F.normalize(batch[LOCKED], dim=1) if LOCKED in batch else self.image_features(x)
+        text = self._text_features(batch)
         similarity = compare(image, text, keys_of(batch["caption"]), even=self.training)
         with torch.no_grad():
             recall = similarity.recall()

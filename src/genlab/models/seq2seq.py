@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from genlab import noise
 from genlab.conditions import Condition, Source
 from genlab.data.vocabulary import encode
 from genlab.data.windows import IGNORED
@@ -44,6 +45,8 @@ class Seq2Seq(LanguageModel):
         length_extra: likewise.
         gradient_checkpointing: keep only each block's input for the backward pass and compute the rest again.
         chunk_size: rows that are generated at a time (see GenerativeModel).
+        word_dropout: share of input tokens of the target, the first excepted, that the decoder sees as padding in
+            training (Bowman et al. 2016, arXiv 1511.06349, section 3.1): it then asks the source for more.
     """
 
     conditions: tuple[Condition, ...] = (Source(),)
@@ -62,8 +65,10 @@ class Seq2Seq(LanguageModel):
         chunk_size: int = 32,
         copy_samples: Annotated[int, "ge 0"] = 0,
         copy_tokens: Annotated[int, "ge 1"] = 20,
+        word_dropout: Annotated[float, "ge 0, lt 1"] = 0.0,
     ) -> None:
         super().__init__()
+        self.word_dropout = word_dropout
         self.copy_samples, self.copy_tokens = copy_samples, copy_tokens
         self.network, self.context, self.label_smoothing, self.prefix = network, context, label_smoothing, prefix
         self.length_ratio, self.length_extra, self.chunk_size = length_ratio, length_extra, chunk_size
@@ -125,16 +130,22 @@ class Seq2Seq(LanguageModel):
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the network reads of a batch to predict its labels, each from those before it."""
         ids, mask = self.framed(batch["source"])
-        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": self.before(self.labels(batch))}
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": self.before(batch)}
 
     def labels(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The targets of a batch, each with the token that ends it, then -100: int64 [B, T]."""
         return batch["labels"]
 
-    def before(self, labels: Tensor) -> Tensor:
-        """The token before each label, int64 [B, T]."""
+    def before(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The token before each label, int64 [B, T]; in training some are hidden."""
+        labels = self.labels(batch)
         before = torch.cat([labels.new_full((len(labels), 1), self.first), labels[:, :-1]], 1)
-        return before.masked_fill(before == IGNORED, self.pad)  # after a row's end nothing is predicted
+        hidden = before == IGNORED  # after a row's end nothing is predicted
+        if self.training and self.word_dropout:
+            drawn = noise.uniform(self.keys(batch), (noise.Stream.LOSS, 0), labels.shape[1:]) < self.word_dropout
+            drawn[:, 0] = False
+            hidden = hidden | drawn
+        return before.masked_fill(hidden, self.pad)
 
     def _log_p(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities of all tokens in the place of each label, float32 [B, T, V]."""

@@ -1,4 +1,5 @@
-"""Image encoders: an image -> one vector. A convolutional network of our own, or a vision model of transformers."""
+"""Image encoders: an image -> one vector. A convolutional network of our own, a vision model of transformers, or the
+principal components of what VGG16 sees."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.data.manifest import digest
 from genlab.errors import ConfigError
 from genlab.networks.frozen import Frozen
+from genlab.networks.vgg import VGG16Grid
 
 Positive = Annotated[int, "gt 0"]
 
@@ -117,3 +120,62 @@ class VisionModel(nn.Module):
             x = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         pixels = ((x + 1) / 2 - self.mean) / self.std  # grey becomes three channels
         return self._on(x.device)(pixel_values=pixels).pooler_output
+
+
+class Components(nn.Module):
+    """Principal components of what a frozen network sees in the images of training: [B, C, H, W] in [-1, 1] ->
+    [B, width]. A locked tower (Zhai et al. 2022, "LiT", arXiv 2111.07991): nothing of it is trained, `fit` measures it.
+
+    Args:
+        network: a frozen one, whose numbers of an image are made one vector.
+        width: components.
+        evenness: how much is taken of what they differ in spread: 0 nothing, 1 all of it (whitening).
+
+    Attributes:
+        key: hash of what decides `features`.
+
+    Raises:
+        ConfigError: at `fit`, fewer images than components.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    ITEMS = 10_000  # about the most images that are measured, evenly spaced
+
+    def __init__(self, network: VGG16Grid, width: Positive, evenness: Annotated[float, "ge 0, le 1"] = 0.5) -> None:
+        super().__init__()
+        self.network, self.width, self.evenness = network, width, evenness
+        size = network.width * network.grid[0] * network.grid[1]
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("axes", torch.zeros(size, width))
+        self.key = digest([network.sha256, network.settings])
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has been measured, or read from a checkpoint."""
+        return bool(self.axes.any())
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the network sees, float32 [B, N]."""
+        return self.network(x).flatten(1)
+
+    def fit(self, rows: Tensor) -> None:
+        """Measures the components of `features` of the images of training, float [I, N]."""
+        rows = rows[:: -(-len(rows) // self.ITEMS)].float()
+        if len(rows) < self.width:
+            raise ConfigError(f"model.image.width={self.width} components of {len(rows)} images of training; lower it")
+        self.mean.copy_(rows.mean(0))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # Halko et al. 2011 (arXiv 0909.4061) begin with a random matrix
+            more = min(self.width + 20, *rows.shape)
+            _, spread, axes = (
+                part[..., : self.width] for part in torch.svd_lowrank(rows - rows.mean(0), more, niter=4)
+            )
+        self.axes.copy_(axes * (spread / spread[0]).pow(-self.evenness))
+
+    def project(self, rows: Tensor) -> Tensor:
+        """`features`, float [B, N] -> [B, width]."""
+        return (rows.to(self.mean) - self.mean) @ self.axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.features(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genlab.errors import ConfigError
+from genlab.networks.image_encoder import Components
 
 Positive = Annotated[int, "gt 0"]
 
@@ -67,3 +69,60 @@ class ImageStates(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: float [B, C, H, W] in [-1, 1], of the shape."""
         return self.body(F.pixel_unshuffle(images, self.patch)).flatten(2).transpose(1, 2) + self.place
+
+
+class GridStates(nn.Module):
+    """What a frozen network sees in a picture and in the cells of a grid: images [B, C, H, W] in [-1, 1] -> states
+    [B, whole + rows * columns, width].
+
+    The first are linear maps of the principal components, which tell drawings of one thing in two styles best; then a
+    state a cell, with a learned vector of its place, which tells compositions best.
+
+    Args:
+        seen: components of a frozen network, measured before training (`fit`).
+        width: of a state.
+        whole: states of the whole picture.
+        dropout: share of the components, and of the numbers of a cell, that are left out in training.
+        hidden: share of the pictures whose cells are left out in training.
+
+    Attributes:
+        grid: rows and columns of the cells.
+    """
+
+    def __init__(
+        self,
+        seen: Components,
+        width: Positive,
+        whole: Positive = 4,
+        dropout: Annotated[float, "ge 0, lt 1"] = 0.5,
+        hidden: Annotated[float, "ge 0, lt 1"] = 0.5,
+    ) -> None:
+        super().__init__()
+        self.seen, self.grid, self.hidden = seen, seen.network.grid, hidden
+        plain = functools.partial(nn.LayerNorm, elementwise_affine=False)
+        self.picture = nn.Sequential(
+            plain(seen.width),
+            nn.Dropout(dropout),
+            nn.Linear(seen.width, whole * width),
+            nn.Unflatten(1, (whole, width)),
+        )
+        cell = seen.network.width
+        self.cells = nn.Sequential(
+            nn.Unflatten(1, (-1, cell)), plain(cell), nn.Dropout(dropout), nn.Linear(cell, width)
+        )
+        self.place = nn.Parameter(0.1 * torch.randn(self.grid[0] * self.grid[1], width))
+        self.norm = nn.LayerNorm(width)
+
+    def states(self, features: Tensor) -> Tensor:
+        """From `seen.features`, float [B, N]."""
+        features = features.to(self.place)
+        whole, cells = (
+            self.norm(self.picture(self.seen.project(features))),
+            self.norm(self.cells(features) + self.place),
+        )
+        if self.training:  # of torch's generator, as dropout
+            cells = cells * (torch.rand(len(cells), 1, 1, device=cells.device) >= self.hidden)
+        return torch.cat([whole, cells], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.states(self.seen.features(images))
