@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.manifest import digest
 from genlab.errors import ConfigError
 from genlab.networks.frozen import Frozen
 from genlab.networks.vgg import VGG16Grid
@@ -132,7 +131,7 @@ class Components(nn.Module):
         evenness: how much is taken of what they differ in spread: 0 nothing, 1 all of it (whitening).
 
     Attributes:
-        key: hash of what decides `features`.
+        key: what decides `features`.
 
     Raises:
         ConfigError: at `fit`, fewer images than components.
@@ -148,7 +147,7 @@ class Components(nn.Module):
         size = network.width * network.grid[0] * network.grid[1]
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("axes", torch.zeros(size, width))
-        self.key = digest([network.sha256, network.settings])
+        self.key = f"{network.sha256} {network.settings}"
 
     @property
     def fitted(self) -> bool:
