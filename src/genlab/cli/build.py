@@ -25,10 +25,11 @@ from genlab.evaluation.metrics.foreign import Foreign
 from genlab.files import read_json
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel
+from genlab.networks.adapter import Adapter
 from genlab.networks.frozen import frozen_parts
 from genlab.postprocess import Step
 from genlab.runs.checkpoint import load_checkpoint, load_last
-from genlab.runs.directory import RunDirectory
+from genlab.runs.directory import RunDirectory, find_run
 from genlab.runs.export import WEIGHTS, is_export, is_pipeline, is_pretrained, read_export, read_facts
 
 
@@ -51,9 +52,21 @@ def build_model(config: DictConfig) -> TrainedModel:
     """The model of a configuration, with its sampler; its initial weights are a function of `seed`."""
     seed_all(int(config.seed), 0, 0)
     model: TrainedModel = instantiate(config.model, TrainedModel)
+    if (adapter := build_adapter(config.get("adapter"))) is not None:
+        if adapter.base is not None:
+            run = find_run(adapter.base, Path(os.environ.get("GENLAB_RUNS", "runs")))
+            checkpoint, where = read_checkpoint(run, "last")
+            load_weights(model, checkpoint, "ema" if checkpoint.get("ema") else "raw", where)
+            model.samples_seen = model.updates = 0
+        adapter.put_on(model)
     if isinstance(model, GenerativeModel):
         model.sampler = build_sampler(config.get("sampler"))
     return model
+
+
+def build_adapter(node: Any) -> Adapter | None:
+    """The adapter of a configuration; None for none."""
+    return None if node is None else instantiate(node, Adapter)
 
 
 def build_sampler(node: Any) -> Any:

@@ -104,3 +104,9 @@ model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModelForSeq2
 answers = model.generate(**tokenizer(["..."], padding=True, return_tensors="pt"))
 print(tokenizer.batch_decode(answers, skip_special_tokens=True))""", LIMITS,
 )  # fmt: skip
+ADAPTER = Form(
+    "peft", "text-generation", "An adapter", "items",
+    """from peft import PeftModel
+
+network = PeftModel.from_pretrained(network, "FOLDER")  # the network that it was trained on""", LIMITS,
+)  # fmt: skip

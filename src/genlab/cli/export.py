@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genlab.cli.card import GENERATION, TEXT2TEXT, Form, model_card, provenance
+from genlab.cli.card import ADAPTER, GENERATION, TEXT2TEXT, Form, model_card, provenance
 from genlab.cli.load import LoadedRun, load_run
 from genlab.cli.problem import one_line
 from genlab.cli.redact import redact
@@ -18,6 +18,7 @@ from genlab.data.vocabulary import END
 from genlab.errors import ConfigError, expected
 from genlab.files import read_json, sha256_of, write_bytes, write_json
 from genlab.models.to_diffusers import write_parts
+from genlab.networks.adapter import merged, write_adapter
 from genlab.runs.environment import code_version, library_versions
 from genlab.runs.export import CONFIG, FORMAT, PIPELINE, RECORD, TOKENIZER, write_export
 from genlab.runs.keys import EXPORTED
@@ -75,14 +76,15 @@ def export(
         checkpoint: "last", "best" or "previous".
         format: "genlab"; or "transformers", a folder that transformers reads without GenLab: language models of its own
             (GPT-2, Llama, Marian, a pretrained folder) only; or "diffusers", a StableDiffusionPipeline, or its parts:
-            latent models that are told captions only.
+            latent models that are told captions only; or "peft", an adapter as PeftModel.from_pretrained reads it.
 
     Raises:
         GenlabError: as `load_run` and `genlab.runs.export.write_export`; ConfigError for a model that transformers
             or diffusers has not.
     """
-    if format not in ("genlab", "transformers", "diffusers"):
-        raise ConfigError(f"format={format}: expected genlab, transformers or diffusers.")
+    writers = {"transformers": for_transformers, "diffusers": for_diffusers, "peft": for_peft}
+    if format not in ("genlab", *writers):
+        raise ConfigError(f"format={format}: expected genlab, {', '.join(writers)}.")
     loaded = load_run(run, weights, checkpoint, "cpu", runs_dir)
     source = loaded.directory
     plain: Any = OmegaConf.to_container(loaded.config, resolve=True)
@@ -103,7 +105,7 @@ def export(
         facts["frozen"] = frozen
     tokenizer = source.path / TOKENIZER
     if format != "genlab":
-        (for_transformers if format == "transformers" else for_diffusers)(Path(out), loaded, redact(facts))
+        writers[format](Path(out), loaded, redact(facts))
         return
     write_export(
         Path(out), loaded.model.state_dict(), weights, (loaded.model.samples_seen, loaded.model.updates),
@@ -127,6 +129,8 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
         raise ConfigError(f"format=transformers: {path} also has {beside[0]}, which transformers lacks: leave it out.")
     if not (path / TOKENIZER).is_file():
         raise ConfigError(f"format=transformers: {path} has no {TOKENIZER}.")
+    if hasattr(network, "adapter"):
+        network = merged(network)
     context: int | None = getattr(loaded.model, "context", None)
     facts["config"]["model"] = _without_paths(facts["config"]["model"])
     facts |= recorded(loaded, facts)
@@ -140,6 +144,23 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
         folder, network, path / TOKENIZER, generation_of(sampler, limit), end, context, facts,
         model_card(str(loaded.config.name), facts, TEXT2TEXT if pairs else GENERATION),
     )  # fmt: skip
+
+
+def for_peft(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> None:
+    """Writes a run's adapter, and its record, as a folder that peft reads without GenLab.
+
+    Raises:
+        ConfigError: the run has none.
+    """
+    part = (facts["config"].get("adapter") or {}).get("part")
+    if part is None:
+        raise ConfigError(f"format=peft: {loaded.directory.path} has no adapter; leave it out.")
+    facts["config"]["model"] = _without_paths(facts["config"]["model"])
+    facts["config"]["adapter"] = _without_paths(facts["config"]["adapter"])
+    facts |= recorded(loaded, facts)
+    write_adapter(folder, loaded.model.get_submodule(part))
+    write_bytes(folder / "README.md", model_card(str(loaded.config.name), facts, ADAPTER).encode())
+    write_json(folder / RECORD, facts)
 
 
 def recorded(loaded: LoadedRun, facts: Mapping[str, Any]) -> dict[str, Any]:

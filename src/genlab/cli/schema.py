@@ -63,6 +63,7 @@ class Callbacks(Strict):
 
 class Train(Strict):
     model: Node
+    adapter: Node | None = None
     data: Node
     optimizer: Node
     schedule: Node
@@ -139,6 +140,7 @@ ENTRIES: dict[str, type[Strict]] = {
 # Key (`*`: any name, `[]`: any place in a list) -> full name of the class that the target there must derive from.
 BASES: dict[str, str] = {
     "model": "genlab.models.trained.TrainedModel",
+    "adapter": "genlab.networks.adapter.Adapter",
     "data": "genlab.data.module.DataModule",
     "optimizer": "torch.optim.optimizer.Optimizer",
     "schedule": "genlab.models.schedule.Schedule",

@@ -157,7 +157,7 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     runs_dir, resume = Path(plain["runs_dir"]), plain["resume"]
     if plain["init_from"] is not None:
         plain["init_from"] = str(find_run(plain["init_from"], runs_dir).path)
-    pin_runs(plain["model"], runs_dir)
+    pin_runs([plain["model"], plain.get("adapter")], runs_dir)
     digest = config_hash(plain)
     if resume not in ("auto", "never"):
         return continue_run(find_run(resume, runs_dir), plain)
@@ -175,10 +175,12 @@ def pin_runs(node: Any, runs_dir: Path) -> None:
     must mean the same tomorrow. What is a folder, or a name of the cache, stays."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         pin_runs(child, runs_dir)
-    if isinstance(node, dict) and node.get("_target_") == "genlab.parts.FrozenPart":
+    kinds = {"genlab.parts.FrozenPart": "path", "genlab.networks.adapter.Adapter": "base"}
+    key = kinds.get(str(node.get("_target_"))) if isinstance(node, dict) else None
+    if key is not None and node.get(key) is not None:
         with contextlib.suppress(ConfigError):  # what is not there is told when the model is built
-            if not folder_or_cached(node["path"]).exists():
-                node["path"] = str(find_run(node["path"], runs_dir).path)
+            if not folder_or_cached(node[key]).exists():
+                node[key] = str(find_run(node[key], runs_dir).path)
 
 
 def continue_run(run: RunDirectory, composed: Mapping[str, Any]) -> tuple[RunDirectory, DictConfig]:
