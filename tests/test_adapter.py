@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from runs import log, new_run, small_run, work
+from runs import assert_same_state, log, new_run, small_run, work
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -104,9 +105,8 @@ def test_steps_are_those_of_peft_with_a_plain_loop(tmp_path: Path) -> None:
     config = config_of(tmp_path, "adapter.settings.r=2")
     model = build_model(config)
     torch.manual_seed(0)
-    plain = get_peft_model(
-        pretrained(config), LoraConfig(r=2, lora_alpha=32, target_modules=["c_attn", "c_proj", "c_fc"])
-    )  # type: ignore
+    lora = LoraConfig(r=2, lora_alpha=32, target_modules=["c_attn", "c_proj", "c_fc"])
+    plain: Any = get_peft_model(pretrained(config), lora)  # type: ignore[arg-type]
     state = {f"base_model.model.{name.removeprefix('network.')}": value for name, value in model.state_dict().items()}
     assert not plain.load_state_dict(state, strict=False).unexpected_keys
     assert len(state) == sum(p.requires_grad for p in plain.parameters())
@@ -118,23 +118,38 @@ def test_steps_are_those_of_peft_with_a_plain_loop(tmp_path: Path) -> None:
     model.plan = Plan(make, Schedule(max_samples=10**6), batch_size=4)
     model.tokenizer = data.tokenizer
     ours, theirs = model.configure_optimizers(), make([p for p in plain.parameters() if p.requires_grad])
-    model.train(), plain.train()
+    model.train()
+    plain.train()
     batches = list(data.batches(data.eval_loader("val")))[:2]
     for step in range(20):
         batch = batches[step % len(batches)]
         one = model.losses(batch)["loss"]
-        logits = (
-            plain(input_ids=batch["input_ids"]).logits
-            if "input_ids" in batch
-            else plain(input_ids=batch["tokens"][:, :-1]).logits
-        )
-        labels = batch["labels"] if "labels" in batch else batch["tokens"][:, 1:]
-        other = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        logits = plain(input_ids=batch["input_ids"]).logits
+        other = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
         for loss, optimizer in ((one, ours), (other, theirs)):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+def test_a_run_of_two_ranks_and_one_that_goes_on_are_that_of_one(tmp_path: Path) -> None:
+    options = ("debug=null", "data.batch_size=4", "schedule.max_samples=24", "schedule.save_every=8",
+               "data.limit_val=4", "schedule.eval_every=0", "schedule.log_every=8", "schedule.warmup=0")  # fmt: skip
+    whole = new_run(config_of(tmp_path, *options))
+    assert work(whole) == 0, log(whole)
+    config = config_of(tmp_path, *options)
+    stop = {"_target_": "fault_parts.Signal", "number": 15, "samples": 8, "folder": str(tmp_path)}
+    config.callbacks.extra = [stop]
+    broken = new_run(config)
+    assert work(broken, allow="fault_parts") == 143, log(broken)
+    assert work(broken, allow="fault_parts") == 0, log(broken)
+    assert_same_state(whole, broken)
+    two = new_run(config_of(tmp_path, *options, "trainer.devices=2"))
+    assert work(two, ranks=2) == 0, log(two)
+    alone, shared = (load_checkpoint(run.last)["state_dict"] for run in (whole, two))
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_the_base_may_be_a_run_and_must_stay_it(run: Any, tmp_path: Path) -> None:
@@ -184,7 +199,7 @@ def test_any_part_and_any_method() -> None:
     assert IA3Config
 
 
-def test_refusals() -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"adapter\.part=decoder: there is no decoder; the parts are encoder$"):
         Adapter(part="decoder").put_on(Small())
     with pytest.raises(ConfigError, match=r"adapter\.method=lorra: peft has .*ia3.*lora"):
@@ -193,3 +208,6 @@ def test_refusals() -> None:
         Adapter(part="encoder", settings={"rank": 2}).put_on(Small())
     with pytest.raises(ConfigError, match=r"adapter: Target modules .*q_proj.* not found in the base model"):
         Adapter(part="encoder", targets=["q_proj"]).put_on(Small())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r'adapter needs peft: pip install "genlab\[finetune\]"'):
+        Adapter(part="encoder").put_on(Small())
