@@ -221,6 +221,12 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     if "max_source" in data:
         path = make_pairs(folder / "pairs.jsonl")
         own = config.model.network.get("path") is not None
+        if own and "causal_lm" in config.model.network._target_:
+            whole = make_pretrained(folder / "pretrained", 18)
+            pair_vocabulary().save(str(whole / "tokenizer.json"))
+            return ["data=pairs", f"data.path={path}", f"data.vocabulary={whole}", "data.vocab_size=18",
+                    "data.val_fraction=0.3", "data.test_fraction=0.1", f"model.network.path={whole}",
+                    "model.before=a", "model.after=b", f"model.end='{END}'"]  # fmt: skip
         return ["data=pairs", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
                 "data.val_fraction=0.3", "data.test_fraction=0.1",
                 *([f"model.network.path={make_pretrained_pairs(folder / 'pretrained')}", "model.prefix=abc"]
@@ -257,8 +263,13 @@ def make_pretrained_pairs(folder: Path) -> Path:
     config = T5Config(vocab_size=18, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0,
                       eos_token_id=0, pad_token_id=1, decoder_start_token_id=1)  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(folder)
-    train_tokenizer("characters", 18, [], "abcdefghABCDEFGH", [END, PAD]).save(str(folder / "tokenizer.json"))
+    pair_vocabulary().save(str(folder / "tokenizer.json"))
     return folder
+
+
+def pair_vocabulary() -> Any:
+    """That of `make_pairs`, 18 tokens."""
+    return train_tokenizer("characters", 18, [], "abcdefghABCDEFGH", [END, PAD])
 
 
 def small_run(chosen: str, folder: Path, *overrides: str, shipped: bool = False) -> DictConfig:

@@ -81,15 +81,16 @@ class Adapter:
     def config(self, network: nn.Module) -> Any:
         """peft's configuration."""
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+        from transformers.pytorch_utils import Conv1D
 
         kinds = {kind.value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PeftType}
         if self.method not in kinds:
             raise ConfigError(f"adapter.method={self.method}: peft has {', '.join(sorted(kinds))}")
-        targets = linear_layers(network) if self.targets is None else self.targets
+        targets, settings = linear_layers(network) if self.targets is None else self.targets, dict(self.settings or {})
+        if hasattr(kinds[self.method], "fan_in_fan_out") and any(isinstance(m, Conv1D) for m in network.modules()):
+            settings.setdefault("fan_in_fan_out", True)  # GPT-2's weights stand the other way round
         try:
-            return kinds[self.method](
-                target_modules=targets if isinstance(targets, str) else list(targets), **(self.settings or {})
-            )
+            return kinds[self.method](target_modules=targets if isinstance(targets, str) else list(targets), **settings)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"adapter.settings: {str(error).rpartition('__init__() ')[2]}") from None
 
