@@ -121,7 +121,8 @@ def for_transformers(folder: Path, loaded: LoadedRun, facts: dict[str, Any]) -> 
     """
     from transformers import PreTrainedModel
 
-    network, path = getattr(loaded.model, "network", None), loaded.directory.path
+    network: Any = getattr(loaded.model, "network", None)
+    path = loaded.directory.path
     if not (isinstance(network, PreTrainedModel) and network.can_generate()):
         kind = type(network if network is not None else loaded.model).__name__
         raise ConfigError(f"format=transformers: {kind} is no language model of transformers; leave it out.")

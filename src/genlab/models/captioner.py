@@ -84,7 +84,8 @@ class Captioner(Seq2Seq):
                 data.attach(split, SEEN, rows)
 
     def _seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {SEEN: self.encoder.seen.features(batch["image"]).half()}  # type: ignore[operator]
+        encoder: Any = self.encoder
+        return {SEEN: encoder.seen.features(batch["image"]).half()}
 
     # ---- what it reads
 
@@ -125,7 +126,7 @@ class Captioner(Seq2Seq):
     def attention(self, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, list[int], Any]]:
         """See genlab.evaluation.latents.Attends: weights [T, rows, columns] over the picture, uint8 [C, H, W]."""
         labels, pictures = self.labels(batch), to_uint8(batch["image"])
-        rows, columns = self.encoder.grid  # its states are the last: one of the whole picture is at no place
+        rows, columns = self.encoder.grid  # type: ignore[misc]  # the last states are those of places
         weights = self.cross_attention(batch)[:, :, -rows * columns :].unflatten(2, (rows, columns))
         lengths = (labels != IGNORED).sum(1).tolist()
         return [(weights[i, :t], labels[i, :t].tolist(), pictures[i]) for i, t in enumerate(lengths)]

@@ -81,10 +81,10 @@ class DualEncoder(TrainedModel):
             data.attach(split, POOLED, rows[POOLED])
         tower: Any = self.image
         for split in ("train", "val") if self.locked else ():
-            rows = computed_rows(data, split, "pictures", tower.key, self._seen, device)[SEEN]
+            seen = computed_rows(data, split, "pictures", tower.key, self._seen, device)[SEEN]
             if not tower.fitted:
-                tower.fit(rows)
-            data.attach(split, LOCKED, tower.project(rows))
+                tower.fit(seen)
+            data.attach(split, LOCKED, tower.project(seen))
 
     def _seen(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {SEEN: self.image.features(batch["image"]).half()}  # type: ignore[operator]

@@ -83,7 +83,7 @@ class Adapter:
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
         from transformers.pytorch_utils import Conv1D
 
-        kinds = {kind.value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PeftType}
+        kinds: dict[str, Any] = {kind.value.lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PeftType}
         if self.method not in kinds:
             raise ConfigError(f"adapter.method={self.method}: peft has {', '.join(sorted(kinds))}")
         targets, settings = linear_layers(network) if self.targets is None else self.targets, dict(self.settings or {})
@@ -108,7 +108,8 @@ def linear_layers(network: nn.Module) -> list[str]:
     """Names of the linear layers of a network, without a language model's head."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
-    head = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    output: Any = getattr(network, "get_output_embeddings", None)
+    head = output() if output is not None else None
     return [n for n, module in network.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
 
 
