@@ -152,7 +152,7 @@ def test_what_transformers_has_not_is_refused(tmp_path: Path) -> None:
         assert work(made) == 0, log(made)
         with pytest.raises(ConfigError, match=f"{name} is no language model of transformers"):
             export(str(made.path), tmp_path / "out", format="transformers")
-    with pytest.raises(ConfigError, match="format=onnx: expected genlab, transformers or diffusers"):
+    with pytest.raises(ConfigError, match="format=onnx: expected genlab, transformers, diffusers, peft"):
         export(str(made.path), tmp_path / "out", format="onnx")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
