@@ -37,6 +37,7 @@ class InstructionModel(LanguageModel):
     """
 
     conditions: tuple[Condition, ...] = (Source(),)
+    context: int
     reads = ("source", "labels")
 
     def __init__(
@@ -51,7 +52,6 @@ class InstructionModel(LanguageModel):
     ) -> None:
         super().__init__()
         self.network, self.context, self.chunk_size = network, context, chunk_size
-        self.room = context
         self.frame, self.end_token = (before, after), end
         self._ids: tuple[Any, list[int], list[int], int] = (None, [], [], -1)
         if gradient_checkpointing:
@@ -88,7 +88,7 @@ class InstructionModel(LanguageModel):
         before, after, _ = self.ids
         begin, lengths = len(before), lengths_of(source)
         longest = int(lengths.max())
-        if (most := begin + longest + len(after)) >= self.room:
+        if (most := begin + longest + len(after)) >= self.context:
             raise ConfigError(
                 f"a source of {longest} tokens, with {most - longest} around it, leaves no room for an answer in "
                 f"model.context={self.context}; shorten it"
@@ -106,7 +106,7 @@ class InstructionModel(LanguageModel):
         lengths, counts = lengths_of(prompts), (labels != IGNORED).sum(1)
         answers = labels.scatter(1, (counts - 1)[:, None], self.end)
         total = int((lengths + counts).max())
-        if total > self.room:
+        if total > self.context:
             raise ConfigError(f"a source and its answer have {total} tokens, beyond model.context={self.context}")
         rows = F.pad(prompts.clamp(min=0), (0, max(0, total - prompts.shape[1])))[:, :total]
         places = lengths[:, None] + torch.arange(labels.shape[1], device=labels.device)

@@ -114,11 +114,7 @@ def linear_layers(network: nn.Module) -> list[str]:
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """The network with its adapter added to its weights, in place, and without the adapter's layers.
-
-    Raises:
-        ConfigError: the method cannot be merged.
-    """
+    """The network with its adapter added to its weights, in place, and without the adapter's layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)}
