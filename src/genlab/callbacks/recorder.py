@@ -95,7 +95,8 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, model: TrainedModel, outputs: Any, batch: Any, *_: Any
     ) -> None:
         # A loss is a mean over what it predicts: tokens where there are labels to predict, items else.
-        items = int((batch["labels"] != -100).sum()) if "labels" in batch else len(batch["id"])
+        predicted = "labels" in batch and model.feedback is None
+        items = int((batch["labels"] != -100).sum()) if predicted else len(batch["id"])
         for name, value in _losses(outputs).items():
             value = value.detach().double() * items
             self.val_sums[name] = self.val_sums[name] + value if name in self.val_sums else value

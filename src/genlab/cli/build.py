@@ -22,6 +22,7 @@ from genlab.data.module import DataModule
 from genlab.errors import CheckpointError, ConfigError
 from genlab.evaluation import Protocol
 from genlab.evaluation.metrics.foreign import Foreign
+from genlab.feedback import Feedback
 from genlab.files import read_json
 from genlab.models.base import GenerativeModel
 from genlab.models.trained import TrainedModel
@@ -67,6 +68,11 @@ def build_model(config: DictConfig) -> TrainedModel:
 def build_adapter(node: Any) -> Adapter | None:
     """The adapter of a configuration; None for none."""
     return None if node is None else instantiate(node, Adapter)
+
+
+def build_feedback(node: Any) -> Feedback | None:
+    """The feedback of a configuration; None for none."""
+    return None if node is None else instantiate(node, Feedback)
 
 
 def build_sampler(node: Any) -> Any:

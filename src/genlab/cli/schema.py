@@ -64,6 +64,7 @@ class Callbacks(Strict):
 class Train(Strict):
     model: Node
     adapter: Node | None = None
+    feedback: Node | None = None
     data: Node
     optimizer: Node
     schedule: Node
@@ -141,6 +142,8 @@ ENTRIES: dict[str, type[Strict]] = {
 BASES: dict[str, str] = {
     "model": "genlab.models.trained.TrainedModel",
     "adapter": "genlab.networks.adapter.Adapter",
+    "feedback": "genlab.feedback.base.Feedback",
+    "feedback.reward": "genlab.judges.Judge",
     "data": "genlab.data.module.DataModule",
     "optimizer": "torch.optim.optimizer.Optimizer",
     "schedule": "genlab.models.schedule.Schedule",

@@ -30,6 +30,7 @@ from genlab.callbacks.recorder import Recorder
 from genlab.callbacks.saver import Saver
 from genlab.cli.build import (
     build_data,
+    build_feedback,
     build_model,
     build_protocol,
     check_data,
@@ -89,6 +90,7 @@ def train_session(run: RunDirectory) -> None:
     model.plan = make_plan(config)
     data.prepare_data()  # before the trainer: a wrong file is told before anything else is built
     data.setup("fit")
+    model.feedback = build_feedback(config.get("feedback"))
     model.check_items(data)
     model.tokenizer = data.tokenizer
     for key in ("model.network.path", "model.path"):
@@ -101,6 +103,10 @@ def train_session(run: RunDirectory) -> None:
         sweep_temporaries(run.checkpoints)
         run.set_status("running", message=None, exit_code=None)
     found = load_last(run.checkpoints, set_aside=here.rank == 0)
+    if model.feedback is not None:
+        if config.init_from is not None:  # also where the run goes on: the reference has these weights
+            load_first_weights(config, model, data)
+        model.feedback.attach(model)
     if found is not None:
         check_resumable(model, *found)
         check_data(run, data.manifest)
@@ -109,12 +115,8 @@ def train_session(run: RunDirectory) -> None:
             f"run {run.path}: {saved} does not exist, nor the one before, yet the run had reached "
             f"{run.status().get('samples', 0):,} samples. Put it back, or start anew with resume=never."
         )
-    elif config.init_from is not None:
-        source = find_run(config.init_from, Path(config.runs_dir))
-        check_vocabulary(data.tokenizer, source.path)
-        checkpoint, path = read_checkpoint(source, "last")
-        load_weights(model, checkpoint, config.weights, path)
-        model.samples_seen = model.updates = 0
+    elif config.init_from is not None and model.feedback is None:
+        load_first_weights(config, model, data)
     device = choose_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
     model.prepare(data, torch.device("cuda", here.local) if device.type == "cuda" else device)
     if here.rank == 0:
@@ -146,6 +148,15 @@ def train_session(run: RunDirectory) -> None:
     except BaseException as error:
         close_loggers(trainer, getattr(error, "exit_code", 1))
         raise
+
+
+def load_first_weights(config: DictConfig, model: TrainedModel, data: DataModule) -> None:
+    """The weights that `init_from` names."""
+    source = find_run(config.init_from, Path(config.runs_dir))
+    check_vocabulary(data.tokenizer, source.path)
+    checkpoint, path = read_checkpoint(source, "last")
+    load_weights(model, checkpoint, config.weights, path)
+    model.samples_seen = model.updates = 0
 
 
 def make_plan(config: DictConfig) -> Plan:

@@ -157,7 +157,7 @@ def open_run(config: DictConfig) -> tuple[RunDirectory, DictConfig]:
     runs_dir, resume = Path(plain["runs_dir"]), plain["resume"]
     if plain["init_from"] is not None:
         plain["init_from"] = str(find_run(plain["init_from"], runs_dir).path)
-    pin_runs([plain["model"], plain.get("adapter")], runs_dir)
+    pin_runs([plain["model"], plain.get("adapter"), plain.get("feedback")], runs_dir)
     digest = config_hash(plain)
     if resume not in ("auto", "never"):
         return continue_run(find_run(resume, runs_dir), plain)
@@ -175,7 +175,10 @@ def pin_runs(node: Any, runs_dir: Path) -> None:
     must mean the same tomorrow. What is a folder, or a name of the cache, stays."""
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         pin_runs(child, runs_dir)
-    kinds = {"genlab.parts.FrozenPart": "path", "genlab.networks.adapter.Adapter": "base"}
+    kinds = {
+        "genlab.parts.FrozenPart": "path", "genlab.networks.adapter.Adapter": "base",
+        "genlab.rewards.learned.LearnedReward": "path", "genlab.dual_judge.DualJudge": "path",
+    }  # fmt: skip
     key = kinds.get(str(node.get("_target_"))) if isinstance(node, dict) else None
     if key is not None and node.get(key) is not None:
         with contextlib.suppress(ConfigError):  # what is not there is told when the model is built

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from genlab.errors import ConfigError
 from genlab.models.carried import CarriedState
-from genlab.models.language import LanguageModel
+from genlab.models.causal import CausalModel
 from genlab.networks.attention import whole_sequences
 
 Weight = Annotated[float, "ge 0"]
 
 
-class AutoregressiveModel(LanguageModel):
+class AutoregressiveModel(CausalModel):
     """A causal network of the transformers library (or genlab.networks.awd_lstm), trained by next-token cross-entropy.
 
     Windows of a batch are independent: a recurrent network starts each from a zero state, unless it is carried.
@@ -117,12 +117,19 @@ class AutoregressiveModel(LanguageModel):
         nll = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none")
         return -nll.double().sum(1), (labels != -100).sum(1)
 
-    def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See genlab.decoding.reading.Reader."""
-        output = self.network(input_ids=tokens, cache=state, use_cache=True)
-        return output.logits[:, -1], output.cache
+    # ---- what feedback asks
 
-    def select(self, state: Any, rows: Tensor) -> Any:
-        """See genlab.decoding.reading.Reader."""
-        state.reorder_cache(rows)  # in place
-        return state
+    def check_prompts(self, tokens: int) -> None:
+        """Refuses more tokens to go on from than the context holds."""
+        if self.context is not None and tokens >= self.context:
+            raise ConfigError(f"feedback.prompt_tokens={tokens}: the context has {self.context}; take fewer")
+
+    def prompts_of(self, batch: Mapping[str, Tensor], tokens: int, keys: Tensor) -> tuple[Tensor, dict[str, list[str]]]:
+        """What the items of a batch go on from, int64 [B, P]: their own first tokens, or the model's start; and what a
+        judge is told of it."""
+        prompts = batch["input_ids"][:, :tokens] if tokens else self.begin(keys)
+        return prompts, {"prompt": [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in prompts.tolist()]}
+
+    def answer_text(self, tokens: Tensor) -> str:
+        """Text of a continuation, int64 [T]."""
+        return str(self.tokenizer.decode(tokens.tolist()))

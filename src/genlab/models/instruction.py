@@ -15,11 +15,10 @@ from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
 from genlab.errors import ConfigError
 from genlab.models.base import Rows
-from genlab.models.language import LanguageModel
-from genlab.networks.attention import whole_sequences
+from genlab.models.causal import CausalModel
 
 
-class InstructionModel(LanguageModel):
+class InstructionModel(CausalModel):
     """A causal network of the transformers library, trained by the cross-entropy of answers alone (Ouyang et al. 2022,
     arXiv 2203.02155, step 1); logits are computed where an answer is predicted and nowhere else.
 
@@ -38,6 +37,7 @@ class InstructionModel(LanguageModel):
 
     conditions: tuple[Condition, ...] = (Source(),)
     context: int
+    reading = {"logits_to_keep": 1}
     reads = ("source", "labels")
 
     def __init__(
@@ -99,7 +99,7 @@ class InstructionModel(LanguageModel):
         places = (begin + lengths)[:, None] + torch.arange(len(after), device=source.device)
         return rows.scatter(1, places, source.new_tensor(after).expand(len(source), -1))
 
-    def rows(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def answer_rows(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Prompts and answers of a batch, int64 [B, L], and which of their tokens are an answer's, bool [B, L]; after
         the end of a row 0, which is never read by what stands before it."""
         prompts, labels = self.prompts(batch["source"]), batch["labels"]
@@ -119,11 +119,8 @@ class InstructionModel(LanguageModel):
 
     def _nll(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """-log p of each token of the answers in nats, float32 [N], and the row of each, int64 [N]."""
-        rows, answered = self.rows(batch)
-        with whole_sequences(self.network):  # what is after a row's end is to the right: no mask is needed
-            states = self.network.base_model(input_ids=rows[:, :-1], use_cache=False)[0]
-        logits = self.network.get_output_embeddings()(states[answered[:, 1:]])
-        return F.cross_entropy(logits.float(), rows[answered], reduction="none"), answered.nonzero()[:, 0]
+        rows, answered = self.answer_rows(batch)
+        return -self.token_log_p(rows, answered), answered.nonzero()[:, 0]
 
     # ---- training
 
@@ -142,6 +139,24 @@ class InstructionModel(LanguageModel):
         zeros = torch.zeros(len(batch["source"]), dtype=torch.float64, device=nll.device)
         return zeros.index_add(0, row, -nll.double()), torch.bincount(row, minlength=len(zeros))
 
+    # ---- what feedback asks
+
+    def check_prompts(self, tokens: int) -> None:
+        """Refuses a number of tokens to go on from: here answers begin after a source."""
+        if tokens:
+            raise ConfigError(f"feedback.prompt_tokens={tokens}: this model answers whole sources; leave it 0")
+
+    def prompts_of(self, batch: Mapping[str, Tensor], tokens: int, keys: Tensor) -> tuple[Tensor, dict[str, list[str]]]:
+        """What the items of a batch are answers to, int64 [B, P], -1 after the end; and what a judge is told of it."""
+        told = {"source": batch["source"], "reference": batch["labels"]}
+        texts = {name: [self.answer_text(row[row >= 0]) for row in rows] for name, rows in told.items()}
+        return self.prompts(batch["source"]), texts
+
+    def answer_text(self, tokens: Tensor) -> str:
+        """Text of an answer, int64 [T], or of a source."""
+        ids = tokens.tolist()
+        return str(self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.end else ids))
+
     # ---- generation
 
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Tensor:
@@ -157,13 +172,3 @@ class InstructionModel(LanguageModel):
         places = lengths[:, None] + torch.arange(tokens.shape[1] - int(lengths.min()), device=tokens.device)
         answers = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
         return answers.masked_fill((places >= tokens.shape[1]) | (answers == self.end), ENDED)
-
-    def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See genlab.decoding.reading.Reader."""
-        output = self.network(input_ids=tokens, cache=state, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1], output.cache
-
-    def select(self, state: Any, rows: Tensor) -> Any:
-        """See genlab.decoding.reading.Reader."""
-        state.reorder_cache(rows)  # in place
-        return state

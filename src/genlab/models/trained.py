@@ -48,6 +48,7 @@ class TrainedModel(pl.LightningModule, ABC):
         updates: optimizer steps (for a GAN, of the generator).
         skipped: steps that were left out because their gradient was not finite (over all players).
         tokenizer: text only; set from the data or from the run directory.
+        feedback: genlab.feedback.Feedback, which takes the place of `losses`; None: examples alone.
         reads: keys of a batch without which it cannot be trained, where the configuration does not show that already.
     """
 
@@ -61,6 +62,7 @@ class TrainedModel(pl.LightningModule, ABC):
         self.grad_norm: Tensor | None = None
         self.plan: Plan | None = None
         self.tokenizer: Any = None
+        self.feedback: Any = None
 
     # ---- what a family defines
 
@@ -81,10 +83,12 @@ class TrainedModel(pl.LightningModule, ABC):
         """
         first = torch.zeros(1, dtype=torch.int64)
         items = data.source("train").batch(first, first)
-        if lacking := [key for key in self.reads if key not in items]:
+        own = self.feedback is None or self.feedback.reads is None
+        reader, reads = (self, self.reads) if own else (self.feedback, self.feedback.reads)
+        if lacking := [key for key in reads if key not in items]:
             raise ConfigError(
-                f"data={data.name}: its items have no {lacking[0]}, only {', '.join(items)}; {type(self).__name__} "
-                f"reads {' and '.join(self.reads)}: choose other data, or another model"
+                f"data={data.name}: its items have no {lacking[0]}, only {', '.join(items)}; {type(reader).__name__} "
+                f"reads {' and '.join(reads)}: choose other data, or another model"
             )
 
     def prepare(self, data: Any, device: torch.device) -> None:
@@ -156,15 +160,17 @@ class TrainedModel(pl.LightningModule, ABC):
     # ---- the loop
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        return self.losses(batch)
+        return self.losses(batch) if self.feedback is None else self.feedback.losses(self, batch)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        return self.losses(batch)
+        return self.losses(batch) if self.feedback is None else self.feedback.losses(self, batch)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.grad_norm = global_norm(self.parameters())
         finite = keep_finite(self.parameters(), self.grad_norm)
         self.updates, self.skipped = self.updates + finite, self.skipped + (not finite)
+        if self.feedback is not None:
+            self.feedback.after_step(self)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -180,11 +186,15 @@ class TrainedModel(pl.LightningModule, ABC):
         checkpoint["skipped"] = self.skipped
         if frozen := self.frozen():
             checkpoint["frozen"] = frozen
+        if self.feedback is not None:
+            checkpoint["feedback"] = self.feedback.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.samples_seen = int(checkpoint.get("samples", 0))
         self.updates = int(checkpoint.get("updates", 0))
         self.skipped = int(checkpoint.get("skipped", 0))
+        if self.feedback is not None:
+            self.feedback.load_state_dict(checkpoint["feedback"])
 
     def compile_parts(self) -> None:
         """torch.compile of each part in place, which keeps the names in the state (`compile(module)` would not)."""

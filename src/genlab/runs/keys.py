@@ -21,7 +21,7 @@ LOSS_NEUTRAL = ("data.batch_size", "data.val_batch_size", "data.resident_max", "
 CHANGEABLE = ("schedule.", "trainer.", "callbacks.", "logger.", "evaluation.", "data.num_workers", "data.resident_max",
               "compile", "threads")  # fmt: skip
 # What makes two runs the same experiment, whatever their seed, devices and length.
-RECIPE, RECIPE_SCHEDULE = ("model", "adapter", "data", "optimizer"), ("warmup", "decay", "final_lr")
+RECIPE, RECIPE_SCHEDULE = ("model", "adapter", "feedback", "data", "optimizer"), ("warmup", "decay", "final_lr")
 RECIPE_NEUTRAL = (*EXECUTION, "data.seed", "data.limit_val", "data.val_batch_size", "optimizer.fused")
 # What says what a model is and how it is sampled and judged, for an export; the rest is how it was trained.
 EXPORTED = ("name", "seed", "model", "adapter", "sampler", "data", "evaluation")

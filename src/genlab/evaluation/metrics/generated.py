@@ -275,6 +275,7 @@ class JudgeScores(Metric):
             raise NotApplicable("a judge needs two items at least, of a known modality")
         condition = {name: rows.tolist() for name, rows in items.condition.items()}
         condition |= {} if items.prompts is None else {items.prompt_name: items.prompts}
+        condition |= {} if items.references is None else {"reference": [several[0] for several in items.references]}
         scores = self.judge(Samples(items.modality, items.data), condition)
         self.columns = {"score": scores.tolist()}
         return {"judge_mean": float(scores.mean()), "judge_std": float(scores.std())}

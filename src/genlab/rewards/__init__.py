@@ -1,0 +1,6 @@
+"""Judges that say how well an item does what was asked, for `feedback.reward`, best-of-n and metrics."""
+
+from genlab.rewards.poems import Rhyme, TonalPattern, Verse
+from genlab.rewards.texts import ExactAnswer, ListedWords, Overlap, WeightedSum
+
+__all__ = ["ExactAnswer", "ListedWords", "Overlap", "Rhyme", "TonalPattern", "Verse", "WeightedSum"]
