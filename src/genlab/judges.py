@@ -49,6 +49,20 @@ class Judge(ABC):
         return scores
 
 
+class DifferentiableJudge(Judge):
+    """A judge of pictures through which gradients flow."""
+
+    modality = "image"
+
+    @abstractmethod
+    def score(self, images: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """One number an item, float [N], a differentiable function of float [N, C, H, W] in about [-1, 1].
+
+        Args:
+            condition: rows of tensors by the names of conditions, such as "label", int64 [N].
+        """
+
+
 class CaptionJudge(Judge):
     """A judge of pictures by their captions, in a space that both have.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from genlab.models.adversarial import average
+from genlab.models.gradients import average
 from genlab.models.schedule import crossed
 from genlab.models.trained import TrainedModel
 from genlab.runs.pulse import Pulse

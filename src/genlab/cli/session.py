@@ -93,7 +93,7 @@ def train_session(run: RunDirectory) -> None:
     model.feedback = build_feedback(config.get("feedback"))
     model.check_items(data)
     model.tokenizer = data.tokenizer
-    for key in ("model.network.path", "model.path"):
+    for key in ("model.network.path", "model.policy.network.path", "model.path"):
         if pretrained := OmegaConf.select(config, key):
             check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
     protocol = build_protocol(config.get("evaluation"))

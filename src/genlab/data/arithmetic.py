@@ -26,7 +26,12 @@ class Arithmetic(Pairs):
     """
 
     def __init__(
-        self, name: str, *, digits: Annotated[int, "gt 0, le 6"] = 2, count: Annotated[int, "gt 2"] = 20000, **common: Any
+        self,
+        name: str,
+        *,
+        digits: Annotated[int, "gt 0, le 6"] = 2,
+        count: Annotated[int, "gt 2"] = 20000,
+        **common: Any,
     ) -> None:
         super().__init__(name, **common)
         self.digits, self.count = digits, count

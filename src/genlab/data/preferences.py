@@ -64,7 +64,7 @@ class Preferences(Pairs):
             raise ConfigError(f"data.rejected={rejected}: that field is the source or the chosen answer")
         self.rule = ((*fields, rejected), *rest)
 
-    def _windows(self, split: str, part: Part, condition_ids: tuple[int, int] | None) -> Source:  # type: ignore[override]
+    def _windows(self, split: str, part: Part, condition_ids: tuple[int, int] | None) -> Source:
         assert part.documents is not None
         starts, ends = part.documents
         spans = torch.stack([starts[0::3], ends[0::3] - 1, starts[1::3], ends[1::3], starts[2::3], ends[2::3]])
@@ -72,9 +72,13 @@ class Preferences(Pairs):
         most = torch.tensor([self.most["max_source"], *[self.most["max_target"]] * 2])[:, None]
         places = ((lengths <= most).all(0)).nonzero()[:, 0]
         if not len(places):
-            raise ConfigError(f"{part.origin}: all {lengths.shape[1]} items are too long; raise data.max_source or max_target")
+            raise ConfigError(
+                f"{part.origin}: all {lengths.shape[1]} items are too long; raise data.max_source or max_target"
+            )
         if len(places) < lengths.shape[1]:
-            tqdm.write(f"{part.origin}: {lengths.shape[1] - len(places)} of {lengths.shape[1]} items are too long and left out")
+            tqdm.write(
+                f"{part.origin}: {lengths.shape[1] - len(places)} of {lengths.shape[1]} items are too long and left out"
+            )
         file = Path(str(self.documents.path)) / f"{split}.jsonl"
         self._refuse_equal(file, part.origin)
         del part.facts["documents"], part.facts["longer_than_block_size"]

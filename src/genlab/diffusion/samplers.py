@@ -106,13 +106,16 @@ class DDIM(Sampler):
 
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
         for k, (t, s) in enumerate(pairwise(process.grid(self.steps, self.spacing))):
-            x_0, eps = denoise(x, t)
-            alpha, sigma = process.at(s)
-            std = self.eta * math.sqrt(process.posterior(s, t)[2])
-            x = alpha * x_0 + math.sqrt(max(sigma**2 - std**2, 0.0)) * eps
+            x, std = self.transition(denoise(x, t), process, t, s)
             if std > 0:
                 x = x + std * noise(k, x.shape[1:])
         return x
+
+    def transition(self, at: Denoised, process: Process, t: float, s: float) -> tuple[Tensor, float]:
+        """Mean [B, ...] and deviation of the normal that x_s is drawn from, after what is expected at x_t."""
+        alpha, sigma = process.at(s)
+        std = self.eta * math.sqrt(process.posterior(s, t)[2])
+        return alpha * at.x_0 + math.sqrt(max(sigma**2 - std**2, 0.0)) * at.eps, std
 
 
 @dataclass(frozen=True, kw_only=True)

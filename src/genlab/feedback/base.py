@@ -33,14 +33,14 @@ class Feedback(ABC):
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars, means over the batch; "loss" is minimised. Draws are keyed by `model.keys(batch)`."""
 
-    def after_step(self, model: Any) -> None:
+    def after_step(self, model: Any) -> None:  # noqa: B027 - most have nothing to do
         """After each optimizer step."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Takes up the state of a checkpoint."""
 
 

@@ -47,8 +47,8 @@ class Rollout:
 
 class PolicyGradient(Feedback):
     """Answers are drawn at temperature 1, judged, and made likelier or less likely by how good they are beside the
-    others of their group. Answer k to the item at a place of the run is a function of (weights, seed, place, k); a group
-    stays on one device.
+    others of their group. Answer k to the item at a place of the run is a function of (weights, seed, place, k); a
+    group stays on one device.
 
     Args:
         reward: genlab.judges.Judge of texts; it is told what the items are ("source" and "reference", or "prompt").
@@ -92,18 +92,20 @@ class PolicyGradient(Feedback):
 
     def attach(self, model: Any) -> None:
         if not hasattr(model, "token_log_p"):
-            raise ConfigError(f"feedback: {type(model).__name__} has no probability of each token; choose gpt, llama, ...")
+            raise ConfigError(
+                f"feedback: {type(model).__name__} has no probability of each token; choose gpt, llama, ..."
+            )
         if getattr(model.network, "recurrent", False):
             raise ConfigError("feedback: a recurrent network draws and reads differently; choose gpt, llama, ...")
         model.check_prompts(self.prompt_tokens)
         if self.weight:
             model.reference = Reference(model.network, "the policy before feedback")
+        model.automatic_optimization = self.updates == 1
 
     # ---- answers
 
     @torch.no_grad()
     def rollout(self, model: Any, batch: Mapping[str, Tensor], keys: Tensor) -> Rollout:
-        """Answers to a batch, and what they are worth."""
         prompts, condition = model.prompts_of(batch, self.prompt_tokens, keys)
         group, count = self.group, len(keys) * self.group
         prompts = prompts.repeat_interleave(group, 0)
@@ -139,13 +141,22 @@ class PolicyGradient(Feedback):
 
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The clipped surrogate with the KL, and beside it what tells whether anything is learned: reward, KL in nats
-        an answer, entropy in nats a token, length in tokens, shares of groups without a signal and of clipped tokens."""
-        keys, training = model.keys(batch), model.training
-        with evaluating(model):
-            return self.surrogate(model, self.rollout(model, batch, keys), training)
+        an answer, entropy in nats a token, length in tokens, shares of flat groups and of clipped tokens."""
+        return self.losses_of(model, self.draw(model, batch))
 
-    def surrogate(self, model: Any, rollout: Rollout, training: bool) -> dict[str, Tensor]:
+    def draw(self, model: Any, batch: Mapping[str, Tensor]) -> Rollout:
+        """Answers to a batch, and what they are worth."""
+        keys = model.keys(batch)
+        with evaluating(model):
+            return self.rollout(model, batch, keys)
+
+    def losses_of(self, model: Any, rollout: Rollout) -> dict[str, Tensor]:
         """Losses of answers that have been drawn."""
+        training = model.training
+        with evaluating(model):
+            return self._surrogate(model, rollout, training)
+
+    def _surrogate(self, model: Any, rollout: Rollout, training: bool) -> dict[str, Tensor]:
         log_p, count = model.token_log_p(rollout.rows, rollout.counted), len(rollout.rows)
         if rollout.old is None:
             rollout.old = log_p.detach()

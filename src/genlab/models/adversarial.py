@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.models.base import GenerativeModel
-from genlab.models.gradients import clip, global_norm, keep_finite
+from genlab.models.gradients import average, clip, global_norm, keep_finite
 from genlab.networks.spectral import iterated_once
 
 
@@ -43,10 +43,6 @@ class AdversarialModel(GenerativeModel):
     """
 
     automatic_optimization = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pending: list[Mapping[str, Tensor]] = []
 
     @abstractmethod
     def players(self) -> list[Player]:
@@ -116,14 +112,3 @@ class AdversarialModel(GenerativeModel):
         elif norm is not None:
             sums[f"{player.name}_grad_norm"] = norm
         return sums
-
-
-def average(tensors: list[Tensor]) -> None:
-    """Replaces tensors of one dtype and device by their means over ranks, in one all-reduce; nothing in one process."""
-    if not tensors or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    flat = torch._utils._flatten_dense_tensors(tensors)
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for tensor, mean in zip(tensors, torch._utils._unflatten_dense_tensors(flat, tensors), strict=True):
-        tensor.copy_(mean)

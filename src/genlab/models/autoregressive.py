@@ -128,7 +128,9 @@ class AutoregressiveModel(CausalModel):
         """What the items of a batch go on from, int64 [B, P]: their own first tokens, or the model's start; and what a
         judge is told of it."""
         prompts = batch["input_ids"][:, :tokens] if tokens else self.begin(keys)
-        return prompts, {"prompt": [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in prompts.tolist()]}
+        return prompts, {
+            "prompt": [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in prompts.tolist()]
+        }
 
     def answer_text(self, tokens: Tensor) -> str:
         """Text of a continuation, int64 [T]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ class CausalModel(LanguageModel):
     `.cache`, which has `reorder_cache(rows)`."""
 
     network: Any
+    reading: Mapping[str, Any] = MappingProxyType({})  # further arguments of the network where it reads to write
 
     def token_log_p(self, rows: Tensor, counted: Tensor, network: Any = None) -> Tensor:
         """log p of tokens given those before them in their rows, in nats, float32 [N], in the order of the rows.
@@ -38,8 +41,6 @@ class CausalModel(LanguageModel):
         """See genlab.decoding.reading.Reader."""
         output = self.network(input_ids=tokens, cache=state, use_cache=True, **self.reading)
         return output.logits[:, -1], output.cache
-
-    reading: dict[str, Any] = {}  # further arguments of the network where it reads to write
 
     def select(self, state: Any, rows: Tensor) -> Any:
         """See genlab.decoding.reading.Reader."""

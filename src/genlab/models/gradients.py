@@ -28,3 +28,14 @@ def keep_finite(parameters: Iterable[nn.Parameter], norm: Tensor | None) -> bool
     for parameter in parameters:
         parameter.grad = None
     return False
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Replaces tensors of one dtype and device by their means over ranks, in one all-reduce; nothing in one process."""
+    if not tensors or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    flat = torch._utils._flatten_dense_tensors(tensors)
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for tensor, mean in zip(tensors, torch._utils._unflatten_dense_tensors(flat, tensors), strict=True):
+        tensor.copy_(mean)

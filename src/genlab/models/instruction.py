@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -37,7 +38,7 @@ class InstructionModel(CausalModel):
 
     conditions: tuple[Condition, ...] = (Source(),)
     context: int
-    reading = {"logits_to_keep": 1}
+    reading = MappingProxyType({"logits_to_keep": 1})
     reads = ("source", "labels")
 
     def __init__(

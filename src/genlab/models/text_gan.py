@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genlab import noise
-from genlab.models.adversarial import AdversarialModel, Player, average
+from genlab.models.adversarial import AdversarialModel, Player
+from genlab.models.gradients import average
 from genlab.models.language import LanguageModel
 
 Estimator = Literal["gumbel", "straight_through", "reinforce"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genlab import noise
 from genlab.errors import ConfigError
-from genlab.models.gradients import clip, global_norm, keep_finite
+from genlab.models.gradients import average, clip, global_norm, keep_finite
 from genlab.models.schedule import Schedule
 from genlab.networks.frozen import frozen_parts
 
@@ -63,6 +63,7 @@ class TrainedModel(pl.LightningModule, ABC):
         self.plan: Plan | None = None
         self.tokenizer: Any = None
         self.feedback: Any = None
+        self._pending: list[Any] = []  # what was drawn for the micro-batches of a step
 
     # ---- what a family defines
 
@@ -160,7 +161,27 @@ class TrainedModel(pl.LightningModule, ABC):
     # ---- the loop
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        return self.losses(batch) if self.feedback is None else self.feedback.losses(self, batch)
+        if self.feedback is None:
+            return self.losses(batch)
+        return self.feedback.losses(self, batch) if self.automatic_optimization else self._several_steps(batch)
+
+    def _several_steps(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Several optimizer steps on what was drawn for one batch, with all its micro-batches."""
+        self._pending.append(self.feedback.draw(self, batch))
+        if len(self._pending) < self.accumulation:
+            return {}
+        report: dict[str, Tensor] = {}
+        (optimizer,) = self.all_optimizers()
+        for _ in range(self.feedback.updates):
+            for drawn in self._pending:
+                report = self.feedback.losses_of(self, drawn)
+                self.manual_backward(report["loss"] / len(self._pending))
+            average([p.grad for p in self.parameters() if p.grad is not None])
+            clip(self.parameters(), self._plan.clip_norm, global_norm(self.parameters()))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._pending.clear()
+        return {name: value.detach() for name, value in report.items()}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         return self.losses(batch) if self.feedback is None else self.feedback.losses(self, batch)

@@ -11,7 +11,9 @@ from torch import Tensor
 PreferenceLoss = Literal["dpo", "ipo", "kto"]
 
 
-def preference_loss(kind: PreferenceLoss, chosen: Tensor, rejected: Tensor, beta: float, smoothing: float = 0.0) -> Tensor:
+def preference_loss(
+    kind: PreferenceLoss, chosen: Tensor, rejected: Tensor, beta: float, smoothing: float = 0.0
+) -> Tensor:
     """Loss of each pair, float [B].
 
     dpo: -log sigma(beta (h_w - h_l)), Rafailov et al. 2023, arXiv 2305.18290, equation 7; with a share `smoothing` of

@@ -1,6 +1,11 @@
 """Judges that say how well an item does what was asked, for `feedback.reward`, best-of-n and metrics."""
 
+from genlab.rewards.learned import LearnedReward
+from genlab.rewards.pictures import Confidence, JPEGSize
 from genlab.rewards.poems import Rhyme, TonalPattern, Verse
 from genlab.rewards.texts import ExactAnswer, ListedWords, Overlap, WeightedSum
 
-__all__ = ["ExactAnswer", "ListedWords", "Overlap", "Rhyme", "TonalPattern", "Verse", "WeightedSum"]
+__all__ = [
+    "Confidence", "ExactAnswer", "JPEGSize", "LearnedReward", "ListedWords", "Overlap", "Rhyme", "TonalPattern",
+    "Verse", "WeightedSum",
+]  # fmt: skip

@@ -25,7 +25,9 @@ def references(judge: Judge, samples: Samples, condition: Mapping[str, Sequence[
         ConfigError: there are none.
     """
     if REFERENCE not in condition:
-        raise ConfigError(f"{judge.name} needs references, which the items lack; take data of pairs, such as data=pairs")
+        raise ConfigError(
+            f"{judge.name} needs references, which the items lack; take data of pairs, such as data=pairs"
+        )
     return [str(text) for text in condition[REFERENCE]]
 
 
@@ -98,5 +100,3 @@ class WeightedSum(Judge):
     def judge(self, samples: Samples, condition: Mapping[str, Sequence[Any]]) -> Tensor:
         parts = [self.weights.get(name, 1.0) * judge(samples, condition) for name, judge in self.judges.items()]
         return torch.stack(parts).sum(0)
-
-
