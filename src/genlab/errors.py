@@ -56,6 +56,10 @@ class NumericError(GenlabError):
     exit_code = 70
 
 
+class RewardError(NumericError, ValueError):
+    """A judge that does not give one finite number an item."""
+
+
 class StorageError(GenlabError):
     """A read or write that failed: disk full, permission, a vanished folder."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.errors import RewardError
 from genlab.samples import Samples
 
 
@@ -39,13 +40,19 @@ class Judge(ABC):
         """What `judge` gives, float64 [N] on the CPU.
 
         Raises:
-            ValueError: items of another modality; not one finite number an item.
+            RewardError: items of another modality; not one finite number an item.
         """
         if self.modality not in (None, samples.modality.name):
-            raise ValueError(f"{self.name} judges {self.modality}, not {samples.modality.name}")
+            raise RewardError(f"{self.name} judges {self.modality}, not {samples.modality.name}")
         scores = torch.as_tensor(self.judge(samples, condition or {}), dtype=torch.float64).cpu()
-        if scores.shape != (len(samples),) or not bool(scores.isfinite().all()):
-            raise ValueError(f"{self.name}: {len(samples)} items, scores {scores.tolist()[:8]} of {list(scores.shape)}")
+        if scores.shape != (len(samples),):
+            raise RewardError(
+                f"{self.name}: {len(samples)} items, but scores of shape {list(scores.shape)}; give one each"
+            )
+        if not bool((finite := scores.isfinite()).all()):
+            item = int(finite.logical_not().nonzero()[0, 0])
+            shown = f" ({samples.data[item][:60]!r})" if isinstance(samples.data[item], str) else ""
+            raise RewardError(f"{self.name}: item {item}{shown} has {scores[item].item()}; a score must be finite")
         return scores
 
 
