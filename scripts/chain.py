@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Stages that build on each other: python scripts/chain.py NAME|FILE.yaml [STAGE.KEY=VALUE ...] [--dir DIR] [--dry-run]"""
+"""Stages that build on each other:
+python scripts/chain.py NAME|FILE.yaml [STAGE.KEY=VALUE ...] [--dir DIR] [--dry-run]"""
 
 from pathlib import Path
 

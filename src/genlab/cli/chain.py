@@ -37,10 +37,11 @@ def main(root: Path, arguments: Sequence[str] | None = None) -> int:
         targets.settle()
         path = find_chain(options.chain, root / "conf" / "chain")
         stages = read_chain(path, options.overrides)
-        for stage in stages:
-            check_stage(stage, root / "conf")
         runs_dir = Path(os.environ.get("GENLAB_RUNS") or "runs")
         chain = Chain(path.stem, stages, options.dir or runs_dir / "chains" / path.stem, root)
+        for stage in stages:
+            if not chain.finished(stage):
+                check_stage(stage, root / "conf")
         if options.dry_run:
             return _show(chain)
         with _locked(chain) as lock:

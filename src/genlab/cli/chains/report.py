@@ -1,6 +1,6 @@
 """The report of a chain: what its stages have left, as Markdown and as a page that needs no other file.
 
-It is a function of results alone: no time, no name or path of a run, so that a chain that was killed ends with the same.
+It is a function of results alone: no time, no name or path of a run. So a chain that was killed ends with the same.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def _training(chain: Chain, stage: Stage) -> Iterator[Block]:
     run = chain.run_of(stage)
     result = read_json(run.path / "result.json") if run is not None else None
     if run is None or not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
-        raise ConfigError(f"stage {stage.name}: its run has no result.json: remove {chain.folder_of(stage)} to repeat it.")
+        raise ConfigError(
+            f"stage {stage.name}: its run has no result.json: remove {chain.folder_of(stage)} to repeat it."
+        )
     rows = [["samples seen", number(result.get("samples"))]]
     rows += [[name, number(value)] for name, value in sorted(result["metrics"].items()) if name not in BOOKKEEPING]
     yield Table(["metric", "last value"], rows)
@@ -96,7 +98,7 @@ def _records(chain: Chain, stage: Stage) -> list[Record]:
 
 
 def _side_by_side(records: list[Record]) -> Iterator[Block]:
-    """Of each protocol by which two stages or more were measured: their values, and how far the last is from the first."""
+    """Of each protocol by which several stages were measured: their values, and how far the last is from the first."""
     ordered = sorted(records, key=lambda one: _protocol(one[1]))  # stable: stages stay in order
     for protocol, group in groupby(ordered, key=lambda one: _protocol(one[1])):
         several = list(group)

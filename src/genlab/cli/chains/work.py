@@ -1,8 +1,8 @@
 """The folder of a chain, and its stages one after another, each as a process of its own. Free of torch.
 
-FOLDER/chain.json lists the stages as they stand; FOLDER/STAGE-DIGEST holds what one has left: its run (DATE/RUN), records
-or samples, its output and stage.json. The digest is that of the command and of the stages that it names, so a chain that
-has been changed repeats what depends on the change, and nothing else.
+FOLDER/chain.json lists the stages as they stand; FOLDER/STAGE-DIGEST holds what one has left: its run (DATE/RUN),
+records or samples, its output and stage.json. The digest is that of the command and of the stages that it names, so a
+chain that has been changed repeats what depends on the change, and nothing else.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Chain:
             folder = self.folder_of(stage)
             what = "is gone" if run is None else f"({run.path.name}) is not finished any more"
             raise ConfigError(
-                f"stage {stage.name} was finished, but its run {what}: put it back into {folder}, or remove that folder "
-                "and the stage is done again."
+                f"stage {stage.name} was finished, but its run {what}: put it back into {folder}, or remove that "
+                "folder and the stage is done again."
             )
         return done
 
