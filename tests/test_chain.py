@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -301,9 +300,8 @@ def test_a_stage_is_shown_logged_and_has_its_exit_code(tmp_path: Path, capsys: p
     assert work.call(["-c", code], log, lock) == (3, False, "one\ntwo\n")
     assert capsys.readouterr().out == "one\ntwo\n"
     assert work.call(["-c", "import os; os.kill(os.getpid(), 9)"], log, lock)[0] == -9
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    assert work.call(["-c", "import time; time.sleep(30)"], log, lock) == (-signal.SIGTERM, True, "")
+    told = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(30)"
+    assert work.call(["-c", told], log, lock) == (-signal.SIGTERM, True, ""), "passed on"
     assert log.read_text() == "one\ntwo\n"
     os.close(lock)
 
