@@ -219,9 +219,11 @@ class ForkedStage(Forked):
 
 
 def fork_stages() -> None:
-    """`before` of a command scripts/chain.py: its stages are forked."""
+    """`before` of a command scripts/chain.py: its stages are forked, and not composed before the first one starts."""
+    from genlab.cli import chain
     from genlab.cli.chains import work
 
+    chain.check_stage = lambda *_: None  # type: ignore[assignment]
     work.subprocess = SimpleNamespace(Popen=ForkedStage, DEVNULL=None, STDOUT=None)  # type: ignore[attr-defined]
 
 

@@ -32,7 +32,7 @@ CHAINS = sorted((ROOT / "conf" / "chain").glob("*.yaml"))
 GPT = ("model=gpt trainer=debug data=text_file data.path=text.txt data.vocab_size=65 data.block_size=32 "
        "data.num_workers=0 logger=none evaluation=none model.network.config.n_layer=1 model.network.config.n_embd=16 "
        "model.network.config.n_head=2 sampler.max_new_tokens=20")  # fmt: skip
-JUDGED = "evaluation=text_quality_200_val.proxy evaluation.n=4 sampler.max_new_tokens=20"
+JUDGED = "evaluation=code_validity_200_val.proxy evaluation.n=4 sampler.max_new_tokens=20"
 TINY = f"""stages:
   pretrain: {{train: "{GPT}"}}
   before: {{evaluate: "run=${{pretrain}} {JUDGED}"}}
@@ -71,7 +71,10 @@ def states(chain: Path) -> dict[str, str]:
 
 
 def test_a_chain_that_is_killed_and_stopped_ends_with_the_same_report(tmp_path: Path) -> None:
-    """Killed in a training, in an evaluation and in the next training, at random moments, then stopped by Ctrl-C."""
+    """Killed in a training, in an evaluation and in the next training, at random moments, then stopped by Ctrl-C.
+
+    It takes long because some fifteen stages are run, one after another.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -108,7 +111,7 @@ def test_a_chain_that_is_killed_and_stopped_ends_with_the_same_report(tmp_path: 
     for name in ("report.md", "report.html"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     text, page = (first / "report.md").read_text(), (first / "report.html").read_text()
-    assert "## before \\| after, by text_quality_4_val.proxy, n = 4" in text
+    assert "## before \\| after, by code_validity_4_val.proxy, n = 4" in text
     assert "| value | before | after | difference |" in text
     assert text.count("```text") == 5 + 2 * 4 + 3, "commands, samples of the trainings, samples"
     assert (first / "pictures" / "tune-curves.png").is_file()
