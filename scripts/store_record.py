@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from genlab.cli.redact import without_paths
 from genlab.errors import ConfigError
 from genlab.evaluation.texts import write_table
 from genlab.files import read_json, write_bytes
@@ -86,11 +87,6 @@ def write_first(table: Path, target: Path, record: dict[str, Any]) -> None:
     title = f"{record['name']}: text i is made from seed {first} + i"
     write_table(target / table.name.removesuffix(".jsonl"), rows, title)
     (target / table.name).unlink()  # the page is enough
-
-
-def without_paths(text: str) -> str:
-    """Absolute paths of this machine (the script's own; a library's in its sources) cut down to the last name."""
-    return re.sub(r"(?<=[\"'= ])/[\w./-]+/([\w.-]+)", r"\1", text)
 
 
 def cut(text: str) -> str:

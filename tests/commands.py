@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from isolation import isolated, own_workers, without_curves
+from isolation import SIGNALS, isolated, own_workers, without_curves
 from processes import as_a_process, server
 from runs import ROOT, make_images
 
@@ -190,6 +190,41 @@ class Forked:
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
+
+
+class ForkedStage(Forked):
+    """A stage of a chain in the place of subprocess.Popen's, likewise, and its worker."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], stdout: Any, preexec_fn: Any, **_: Any) -> None:
+        self.returncode = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                for number in SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                preexec_fn()
+                os.dup2(stdout.fileno(), 1)
+                os.dup2(stdout.fileno(), 2)
+                os.environ.update(env)
+                code = _give(command[1:])
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+
+def fork_stages() -> None:
+    """`before` of a command scripts/chain.py: its stages are forked, and not composed before the first one starts."""
+    from genlab.cli import chain
+    from genlab.cli.chains import work
+
+    chain.check_stage = lambda *_: None  # type: ignore[assignment]
+    work.subprocess = SimpleNamespace(Popen=ForkedStage, DEVNULL=None, STDOUT=None)  # type: ignore[attr-defined]
 
 
 def train_arguments(folder: Path, *more: str) -> list[str]:

@@ -25,7 +25,7 @@ from genlab import load_run
 from genlab.cli import targets
 from genlab.cli.build import load_weights
 from genlab.cli.condition_values import read_conditions
-from genlab.cli.hydra_main import _readable, complain
+from genlab.cli.hydra_main import complain, readable
 from genlab.cli.hydra_node import check_hydra
 from genlab.cli.stored import literal, load_yaml
 from genlab.conditions import Condition
@@ -205,7 +205,7 @@ def test_text_in_a_stored_configuration_is_text(text: str) -> None:
 @example("C:\\")
 @example("${oc.env:HOME}")
 def test_a_condition_on_a_command_line_is_text(text: str) -> None:
-    override = _readable(f"condition.prompt={text}", ["condition"], sweep=False)
+    override = readable(f"condition.prompt={text}", ["condition"], sweep=False)
     if text in ("null", "???") or (text[:1] in "['\"" and not override.startswith('++condition.prompt="')):
         return  # null, a list, or quoted for Hydra
     value = OverridesParser.create().parse_override(override).value()

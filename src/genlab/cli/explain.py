@@ -127,7 +127,7 @@ def _without(arguments: Any, config_name: str, folder: str, bad: str) -> dict[st
 def _groups(folder: str) -> list[str]:
     """Such as model and model/generator."""
     found = (p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_dir() and any(p.glob("*.yaml")))
-    return sorted(name for name in found if name.partition("/")[0] != "hydra")
+    return sorted(name for name in found if name.partition("/")[0] not in ("hydra", "chain"))  # no options of an entry
 
 
 def _listed(folder: str, group: str) -> str:

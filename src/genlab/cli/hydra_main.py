@@ -167,12 +167,12 @@ def _arguments(free: Sequence[str]) -> Any:
     if arguments.experimental_rerun is not None:
         error("--experimental-rerun reads a pickle, which can run code; GenLab does not")
     flags = [a for a in sys.argv[1:] if a not in arguments.overrides]
-    arguments.overrides = [_readable(o, free, arguments.multirun) for o in arguments.overrides]
+    arguments.overrides = [readable(o, free, arguments.multirun) for o in arguments.overrides]
     sys.argv[1:] = flags + arguments.overrides
     return arguments
 
 
-def _readable(override: str, free: Sequence[str], sweep: bool) -> str:
+def readable(override: str, free: Sequence[str], sweep: bool = False) -> str:
     """An override that Hydra can read: a value with spaces, `=` or Chinese is quoted, a key of a free node forced.
 
     Values of TEXT nodes are text as it stands, but for lists, null, what is quoted for Hydra, and a sweep's choices.

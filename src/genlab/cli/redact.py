@@ -48,6 +48,11 @@ def redact(value: Any, name: str = "") -> Any:
     return _redact(value, name, _secrets(8))
 
 
+def without_paths(text: str) -> str:
+    """Absolute paths of this machine (the script's own; a library's in its sources) cut down to the last name."""
+    return re.sub(r"(?<=[\"'= ])/[\w./-]+/([\w.-]+)", r"\1", text)
+
+
 def refuse_keys(value: Any, key: str = "") -> None:
     """Refuses a configuration that holds a key: it is written down as it was typed, for others to read.
 

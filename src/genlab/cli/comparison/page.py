@@ -64,7 +64,11 @@ def page(made: Comparison, title: str, light: bytes | None, dark: bytes | None) 
         parts += ["<h2>Samples</h2>", words, f'<div class="samples">{"".join(figures)}</div>']
     if made.notes:
         parts += ["<h2>Notes</h2>", f'<div class="notes">{_list(made.notes)}</div>']
-    parts += ["<h2>Runs</h2>", _paths(made)]
+    return document(title, [*parts, "<h2>Runs</h2>", _paths(made)])
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of these parts of HTML, which may load nothing but what is in it."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -98,20 +102,20 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def _values(made: Comparison) -> str:
-    table = grid(made)
+    whole = grid(made)
     marked = {  # (row, column) of the grid with entries as rows
-        (i, table.head.index(name))
+        (i, whole.head.index(name))
         for name in made.columns
         for i, cell in enumerate(made.cells[name])
         if cell is not None and cell.mark
     }
     if len(made.entries) > ACROSS:
-        return _table(table.head, table.rows, marked)
-    turned = table.transposed()
-    return _table(turned.head, turned.rows, {(column - 1, row + 1) for row, column in marked})
+        return table(whole.head, whole.rows, marked)
+    turned = whole.transposed()
+    return table(turned.head, turned.rows, {(column - 1, row + 1) for row, column in marked})
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Collection[tuple[int, int]] = ()) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Collection[tuple[int, int]] = ()) -> str:
     """A table whose first column names its rows."""
     body = []
     for i, row in enumerate(rows):
@@ -129,13 +133,13 @@ def _cell(text: str, marked: bool) -> str:
 
 
 def _group(entry: Entry, made: Comparison) -> str:
-    table = _table(["run", "seed", *made.columns], members(entry, made))
-    return f"<details><summary>{escape(entry.label)}: each run</summary>{table}</details>"
+    runs = table(["run", "seed", *made.columns], members(entry, made))
+    return f"<details><summary>{escape(entry.label)}: each run</summary>{runs}</details>"
 
 
 def _curves(light: bytes, dark: bytes | None) -> str:
-    sources = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">' if dark else ""
-    return f'<picture>{sources}<img class="curves" alt="curves of the compared runs" src="{_data(light)}"></picture>'
+    sources = f'<source media="(prefers-color-scheme: dark)" srcset="{embedded(dark)}">' if dark else ""
+    return f'<picture>{sources}<img class="curves" alt="curves of the compared runs" src="{embedded(light)}"></picture>'
 
 
 def _figure(entry: Entry, run: Run) -> str:
@@ -147,7 +151,7 @@ def _figure(entry: Entry, run: Run) -> str:
     try:
         if run.pictures.suffix == ".txt":
             return f"<figure><pre>{escape(_text(run.pictures))}</pre>{caption}</figure>"
-        return f'<figure><img alt="samples" src="{_data(_png(run.pictures))}">{caption}</figure>'
+        return f'<figure><img alt="samples" src="{embedded(read_png(run.pictures))}">{caption}</figure>'
     except (OSError, DataError) as error:
         return f'<figure class="dim">{escape(words)}: not readable: {escape(one_line(str(error)))}</figure>'
 
@@ -157,7 +161,7 @@ def _text(path: Path) -> str:
     return text if len(text) <= TEXT else f"{text[:TEXT]} …"
 
 
-def _png(path: Path) -> bytes:
+def read_png(path: Path) -> bytes:
     """A PNG that browsers take, of reasonable size.
 
     Raises:
@@ -179,7 +183,8 @@ def _png(path: Path) -> bytes:
         return file.getvalue()
 
 
-def _data(png: bytes) -> str:
+def embedded(png: bytes) -> str:
+    """A picture as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
