@@ -80,7 +80,7 @@ SMALL = {
 }
 VGG_WIDTHS = (3, 4, 5, 6, 7)  # channels of the slices of a small VGG16
 # What a configuration has no value for; `small_data` gives the real ones.
-NEEDED = {"model=stable_diffusion": ("model.path=.", "data.root=.")}
+NEEDED = {"model=reward": ("data.path=.",), "model=stable_diffusion": ("model.path=.", "data.root=.")}
 # An experiment that is another one on other data: not trained again, but held to be just that.
 TWINS = {name: f"{name.removesuffix('_fashion')}_mnist" for name in EXPERIMENTS if name.endswith("_fashion")}
 
@@ -106,12 +106,15 @@ def make_text(path: Path, characters: int = 65, count: int = 4000) -> Path:
     return path
 
 
-def make_pairs(path: Path, count: int = 60) -> Path:
-    """Pairs of 2 to 9 letters: the source in small ones, the target in capitals, of "abcdefgh" (18 tokens with two)."""
+def make_pairs(path: Path, count: int = 60, preferences: bool = False) -> Path:
+    """Pairs of 2 to 9 letters: the source in small ones, the target in capitals, of "abcdefgh" (18 tokens with two); as
+    preferences, the small letters are the rejected answer."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), 2 + i % 8)) for i in range(count)]
-    rows = [json.dumps({"source": word, "target": word.upper()}) for word in ["abcdefgh", *words]]
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    rows = [{"source": word, "target": word.upper()} for word in ["abcdefgh", *words]]
+    if preferences:
+        rows = [{"source": row["source"], "chosen": row["target"], "rejected": row["source"]} for row in rows]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return path
 
 
@@ -219,15 +222,18 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
             f"data.num_classes={'null' if data.num_classes is None else data.num_classes}",
         ]
     if "max_source" in data:
-        path = make_pairs(folder / "pairs.jsonl")
-        own = config.model.network.get("path") is not None
-        if own and "causal_lm" in config.model.network._target_:
+        kind = "preferences" if "rejected" in data else "pairs"
+        path = make_pairs(folder / f"{kind}.jsonl", preferences="rejected" in data)
+        inner = "model.policy" if "policy" in config.model else "model"
+        network = OmegaConf.select(config, f"{inner}.network")
+        own = network.get("path") is not None
+        if own and "causal_lm" in network._target_:
             whole = make_pretrained(folder / "pretrained", 18)
             pair_vocabulary().save(str(whole / "tokenizer.json"))
-            return ["data=pairs", f"data.path={path}", f"data.vocabulary={whole}", "data.vocab_size=18",
-                    "data.val_fraction=0.3", "data.test_fraction=0.1", f"model.network.path={whole}",
-                    "model.before=a", "model.after=b", f"model.end='{END}'"]  # fmt: skip
-        return ["data=pairs", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
+            return [f"data={kind}", f"data.path={path}", f"data.vocabulary={whole}", "data.vocab_size=18",
+                    "data.val_fraction=0.3", "data.test_fraction=0.1", f"{inner}.network.path={whole}",
+                    f"{inner}.before=a", f"{inner}.after=b", f"{inner}.end='{END}'"]  # fmt: skip
+        return [f"data={kind}", f"data.path={path}", "data.tokenizer=characters", "data.vocab_size=18",
                 "data.val_fraction=0.3", "data.test_fraction=0.1",
                 *([f"model.network.path={make_pretrained_pairs(folder / 'pretrained')}", "model.prefix=abc"]
                   if own else [])]  # fmt: skip

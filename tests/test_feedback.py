@@ -372,7 +372,8 @@ TINY = ("evaluation=none", "callbacks.samples.count=0", "callbacks.final.count=0
 
 def grpo_run(folder: Path, *overrides: str) -> Any:
     return small_run("model=gpt_answers", folder, "feedback=grpo", "feedback.group=4", "feedback.max_new_tokens=4",
-                     "feedback.kl_target=0.01", "data.batch_size=4", "schedule.decay=constant", *TINY, *overrides)  # fmt: skip
+                     "feedback.kl_target=0.01", "data.batch_size=4", "schedule.decay=constant",
+                     *TINY, *overrides)  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [(), ("feedback.updates=2", "feedback.advantage=dr_grpo")])

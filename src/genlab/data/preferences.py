@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genlab.data.documents import fingerprint
+from genlab.data.fetch import fetch, find
+from genlab.data.manifest import digest
 from genlab.data.pairs import ENDED, Pairs, PairSource
+from genlab.data.parallel import lines
 from genlab.data.sources import Batch, Source
 from genlab.data.splits import Part
+from genlab.data.text import Parts
 from genlab.data.token_files import records
 from genlab.data.windows import IGNORED
 from genlab.errors import ConfigError, DataError
+from genlab.files import cache_root, made_once
+
+LEADS = "leads.jsonl"
 
 
 class PreferenceSource(PairSource):
@@ -73,7 +82,7 @@ class Preferences(Pairs):
         places = ((lengths <= most).all(0)).nonzero()[:, 0]
         if not len(places):
             raise ConfigError(
-                f"{part.origin}: all {lengths.shape[1]} items are too long; raise data.max_source or max_target"
+                f"{part.origin}: all {lengths.shape[1]} items are too long; raise data.max_source or data.max_target"
             )
         if len(places) < lengths.shape[1]:
             tqdm.write(
@@ -96,3 +105,37 @@ class Preferences(Pairs):
                     f"{origin}, item {number}: chosen and rejected are both {chosen[:60]!r} (source {source[:40]!r}); "
                     "leave it out"
                 )
+
+
+class LeadPreferences(Preferences):
+    """Pairs as preferences: the target is chosen, and rejected are as many words as it has from the beginning of the
+    source, which a lazy summary would be.
+
+    Args:
+        name: of data that scripts/fetch_data.py knows, or of one's own where `path` is given.
+        path: one file of records with "source", "target" and perhaps a group; null: the fetched one.
+        common: see Preferences.
+    """
+
+    def __init__(self, name: str, *, path: str | None = None, group: str | None = None, **common: Any) -> None:
+        super().__init__(name, path=path, group=group, **common)
+        self.file, self.group = path, group
+
+    def _read(self) -> Parts:
+        file = Path(self.file).expanduser() if self.file else fetch(self.name) / find(self.name).files[0].name
+        if not file.is_file():
+            raise ConfigError(f"data.path={file}: no such file")
+
+        def make(folder: Path) -> None:
+            with open(folder / LEADS, "w", encoding="utf-8") as out:
+                for line in lines(file):
+                    pair = json.loads(line)
+                    words = pair["source"].split()[: len(pair["target"].split())]
+                    if (lead := " ".join(words)) != pair["target"].strip():
+                        kept = {} if self.group is None else {self.group: pair[self.group]}
+                        record = {"source": pair["source"], "chosen": pair["target"], "rejected": lead, **kept}
+                        out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+        key = digest([fingerprint(file, [file]), self.group])[:24]
+        self.path = str(made_once(cache_root() / "text" / f"leads-{key}", make) / LEADS)
+        return super()._read()

@@ -54,7 +54,7 @@ class InstructionModel(CausalModel):
         super().__init__()
         self.network, self.context, self.chunk_size = network, context, chunk_size
         self.frame, self.end_token = (before, after), end
-        self._ids: tuple[Any, list[int], list[int], int] = (None, [], [], -1)
+        self._ids: tuple[Any, list[int], list[int], int] = (..., [], [], -1)
         if gradient_checkpointing:
             self.checkpoint_gradients(network)
 

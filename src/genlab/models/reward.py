@@ -35,6 +35,16 @@ class RewardModel(TrainedModel):
         self.head = nn.Linear(width, 1, bias=False)
         nn.init.zeros_(self.head.weight)  # every answer is worth the same at first
 
+    @property
+    def tokenizer(self) -> Any:
+        """That of the policy."""
+        return self.policy.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        if "policy" in self._modules:  # not while the base class is built
+            self.policy.tokenizer = value
+
     def rewards(self, batch: Mapping[str, Tensor], side: str) -> Tensor:
         """Rewards of answers, float32 [B].
 
@@ -42,7 +52,6 @@ class RewardModel(TrainedModel):
             batch: "source" int64 [B, S], -1 after the end; answers int64 [B, T] under the name `side`, with their end,
                 -100 after it.
         """
-        self.policy.tokenizer = self.tokenizer
         rows, answered = self.policy.answer_rows({"source": batch["source"], "labels": batch[side]})
         last = (answered * torch.arange(rows.shape[1], device=rows.device)).amax(1)
         network = self.policy.network

@@ -257,17 +257,17 @@ class JudgeScores(Metric):
 
     Args:
         judge: a genlab.judges.Judge; it is handed the items and what they were asked to be.
+        called: what the values are called: of several judges in one protocol each needs another name.
     """
 
     key = "judge"
     needs = frozenset({"samples"})
-    outputs = ("judge_mean", "judge_std")
     split_in_name = False
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, called: str = "judge") -> None:
         super().__init__()
-        self.keep(judge=judge)
-        self.modality = judge.modality
+        self.keep(judge=judge, **({} if called == "judge" else {"called": called}))
+        self.modality, self.outputs, self.column = judge.modality, (f"{called}_mean", f"{called}_std"), called
 
     def compute(self) -> dict[str, float]:
         items = self.judged
@@ -277,5 +277,5 @@ class JudgeScores(Metric):
         condition |= {} if items.prompts is None else {items.prompt_name: items.prompts}
         condition |= {} if items.references is None else {"reference": [several[0] for several in items.references]}
         scores = self.judge(Samples(items.modality, items.data), condition)
-        self.columns = {"score": scores.tolist()}
-        return {"judge_mean": float(scores.mean()), "judge_std": float(scores.std())}
+        self.columns = {"score" if self.column == "judge" else self.column: scores.tolist()}
+        return dict(zip(self.outputs, (float(scores.mean()), float(scores.std())), strict=True))
