@@ -16,7 +16,7 @@ from genlab.decoding.reading import ENDED, lengths_of
 from genlab.errors import ConfigError
 from genlab.models.base import Rows
 from genlab.models.language import LanguageModel
-from genlab.networks.attention import whole_sequences
+from genlab.networks.attention import logits_at
 
 
 class InstructionModel(LanguageModel):
@@ -120,9 +120,7 @@ class InstructionModel(LanguageModel):
     def _nll(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """-log p of each token of the answers in nats, float32 [N], and the row of each, int64 [N]."""
         rows, answered = self.rows(batch)
-        with whole_sequences(self.network):  # what is after a row's end is to the right: no mask is needed
-            states = self.network.base_model(input_ids=rows[:, :-1], use_cache=False)[0]
-        logits = self.network.get_output_embeddings()(states[answered[:, 1:]])
+        logits = logits_at(self.network, answered[:, 1:], rows[:, :-1])
         return F.cross_entropy(logits.float(), rows[answered], reduction="none"), answered.nonzero()[:, 0]
 
     # ---- training
