@@ -75,9 +75,13 @@ def test_answers_and_the_end_after_them_are_labels_and_what_is_said_is_text() ->
     assert decode(ids, skip_special_tokens=False) == ours.render(turns)
 
 
-@pytest.mark.parametrize("text", ["plain", "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content | trim }}]"
-                                  "{% else %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endif %}"
-                                  "{% endfor %}"])  # fmt: skip
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content | trim }}]"
+    "{% else %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("text", ["plain", MARKED])
 def test_other_templates_show_their_answers(text: str) -> None:
     ours = find_template(text, str(folder()), chat_vocabulary()) if text == "plain" else template(text)
     turns = talk("a", "b", "c", "d")["messages"]

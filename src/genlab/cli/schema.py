@@ -110,6 +110,9 @@ class Sample(FromRun):
     negative: str | list[str] | None = None
     each: Positive | None = None
     stream: bool = False
+    chat: bool = False
+    system: str | None = None
+    template: str | None = None
     trace: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = None
     out: str | None = None

@@ -109,8 +109,8 @@ def pack(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 class Chat(DataModule):
-    """Conversations of JSON Lines; the batch is that of `ChatSource`. A line is {"messages": [{"role", "content"}, ...]}
-    with the roles system, user and assistant, or {"prompt", "answer"} and perhaps "system".
+    """Conversations of JSON Lines; the batch is that of `ChatSource`. A line is {"messages": [{"role", "content"},
+    ...]} with the roles system, user and assistant, or {"prompt", "answer"} and perhaps "system".
 
     Turns after the last answer of a conversation predict nothing and are left out. A conversation of more than
     block_size tokens is left out of its split. How many of both there are is said, and stands in the manifest.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from tokenizers import Tokenizer
 
@@ -67,7 +67,7 @@ class ChatTemplate:
 
     def facts(self) -> dict[str, Any]:
         """As primitives, for the manifest."""
-        return {"text": self.text, "tokens": self.tokens}
+        return {"text": self.text, "tokens": self.tokens, "end": self.end}
 
     def render(self, turns: Sequence[Turn]) -> str:
         """The text of a conversation."""
@@ -154,7 +154,7 @@ class ChatTemplate:
 
 
 def find_template(named: str | None, folder: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template of a pretrained folder (chat_template.jinja, or "chat_template" of tokenizer_config.json), or another.
+    """The template of a pretrained folder (chat_template.jinja, or that of tokenizer_config.json), or another.
 
     Args:
         named: a file, "chatml" or "plain"; None: the folder's own.
@@ -202,7 +202,7 @@ def _environment() -> Any:
     class Generation(Extension):
         """{% generation %}: marks answers for transformers; here what it holds is shown, and no more."""
 
-        tags = {"generation"}
+        tags: ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
