@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_where_a_template_is_looked_for(tmp_path: Path) -> None:
     assert find_template(None, str(bare), tokenizer).text == CHATML
     from genlab.data.vocabulary import END, train_tokenizer
 
-    with pytest.raises(ConfigError, match="the vocabulary has no <|im_end|>"):
+    with pytest.raises(ConfigError, match=r"the vocabulary has no <\|im_end\|>"):
         find_template("chatml", str(bare), train_tokenizer("byte_bpe", 258, ["ab"], [], [END]))
 
 
@@ -168,7 +169,7 @@ def test_rows_hold_each_conversation_once_and_predict_its_answers(cache: Path) -
         for row in range(len(rows)):
             one = {key: value[row] for key, value in batch.items()}
             begins = [*(one["position_ids"] == 0).nonzero()[:, 0].tolist(), len(one["labels"])]
-            for a, b in zip(begins, begins[1:], strict=False):
+            for a, b in itertools.pairwise(begins):
                 kept = one["labels"][a:b] != -100
                 if kept.any():
                     last = a + int(kept.nonzero()[-1]) + 1
@@ -255,7 +256,7 @@ def network_of(kind: str, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("kind", PACKED)
 def test_no_conversation_sees_another(kind: str, cache: Path, tmp_path: Path) -> None:
-    """The loss of each in a packed row is that of it alone, and logits where there are labels are those of all places."""
+    """The loss of each in a packed row is that of it alone, and logits at labels are those of all places."""
     network = network_of(kind, tmp_path)
     packed, single = (chat(some_chats(cache / "c.jsonl"), packing=packing) for packing in (True, False))
     sums = []
@@ -282,10 +283,10 @@ def test_losses_and_gradients_are_those_of_all_logits(cache: Path, tmp_path: Pat
     dense = {key: batch[key] for key in ("input_ids", "labels")}
     for extra in ({}, {"weight": weight}):
         found = []
-        for given in (batch, dense):
+        for form in (batch, dense):
             ours = model(network)
             network.zero_grad()
-            loss = ours.losses({**given, **extra})["loss"]
+            loss = ours.losses({**form, **extra})["loss"]
             loss.backward()
             found.append((loss.item(), network.get_output_embeddings().weight.grad.clone()))
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)

@@ -76,6 +76,8 @@ SAME_PARTS = {
     "experiment=marian_multi30k_cpu": "model=seq2seq",
     "experiment=mlm_shakespeare": "model=masked_diffusion",
     "experiment=r3gan_mnist": "experiment=r3gan_cifar10",
+    "experiment=smollm2_code": "experiment=smollm2_synopsis",
+    "experiment=smollm2_dialogue": "experiment=smollm2_synopsis",
     "experiment=sngan_proj_cifar10": "experiment=sngan_cifar10",
     "experiment=sngan_proj_mnist": "experiment=sngan_mnist",
     "experiment=text_gan_shakespeare": "model=text_gan",

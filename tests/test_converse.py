@@ -142,7 +142,8 @@ def test_a_model_of_pairs_takes_each_line_as_a_source(
     monkeypatch.setenv("GENLAB_DATA", str(tmp_path / "cache"))
     done = command("train.py", "model=instruction", "data=pairs", f"data.path={make_pairs(tmp_path / 'p.jsonl')}",
                    f"data.vocabulary={folder}", f"data.vocab_size={V}", f"model.network.path={folder}",
-                   "data.val_fraction=0.3", "data.test_fraction=0.1", "model.context=64", *COMMON, folder=tmp_path)  # fmt: skip
+                   "data.val_fraction=0.3", "data.test_fraction=0.1", "model.context=64",
+                   *COMMON, folder=tmp_path)  # fmt: skip
     assert done.code == 0, done.output
     done = run_command(monkeypatch, "abc\nabc\n", "sampler.temperature=0.0", folder=tmp_path)
     assert done.code == 0, done.output

@@ -78,8 +78,8 @@ class Conversation:
         while len(ids := self.template.prompt([*self.system, *turns])) + room > (context or sys.maxsize):
             if len(turns) == 1:
                 raise ConfigError(
-                    f"{len(ids)} tokens, with what is around them, leave no room for an answer of {room} in a context of "
-                    f"{context}; say less, or lower sampler.max_new_tokens"
+                    f"{len(ids)} tokens, with what is around them, leave no room for an answer of {room} in a context "
+                    f"of {context}; say less, or lower sampler.max_new_tokens"
                 )
             del turns[:2]
             left_out += 1
@@ -125,7 +125,9 @@ def conversation(loaded: LoadedRun, sampler: Any, config: DictConfig, write: Wri
     if model.modality.name != "text" or not (goes_on or answers) or not hasattr(model, "next_logits"):
         raise ConfigError(f"chat=true: {type(model).__name__} does not go on from what is said; take a language model")
     if not getattr(sampler, "streams", False):
-        raise ConfigError(f"chat=true: {type(sampler).__name__} has nothing to show before its end; take sampler=nucleus")
+        raise ConfigError(
+            f"chat=true: {type(sampler).__name__} has nothing to show before its end; take sampler=nucleus"
+        )
     template = template_of(loaded, config.get("template")) if goes_on else None
     return Conversation(model, sampler, template, int(config.seed), config.get("system"), write)
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.callbacks.pictures import save_samples
 from genlab.cli.build import build_steps, set_threads
-from genlab.cli.chat import converse, conversation, spoken
+from genlab.cli.chat import conversation, converse, spoken
 from genlab.cli.condition_values import read_conditions
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place

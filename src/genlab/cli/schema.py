@@ -123,6 +123,7 @@ class Evaluate(FromRun):
     weights: Literal["ema", "raw", "both"] = "ema"
     checkpoint: Literal["last", "best", "previous", "all"] = "last"
     samples: str | None = None
+    base: bool = False
     reference: str | None = None
     data: Node | None = None
     out: str | None = None

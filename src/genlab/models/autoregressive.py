@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from genlab.data.windows import IGNORED
 from genlab.errors import ConfigError
 from genlab.models.carried import CarriedState
-from genlab.models.language import LanguageModel
+from genlab.models.language import CausalModel
 from genlab.networks.attention import logits_at, whole_sequences
 
 Weight = Annotated[float, "ge 0"]
 
 
-class AutoregressiveModel(LanguageModel):
+class AutoregressiveModel(CausalModel):
     """A causal network of the transformers library (or genlab.networks.awd_lstm), trained by next-token cross-entropy.
 
     Windows of a batch are independent: a recurrent network starts each from a zero state, unless it is carried. A batch
@@ -146,8 +146,3 @@ class AutoregressiveModel(LanguageModel):
         """See genlab.decoding.reading.Reader."""
         output = self.network(input_ids=tokens, cache=state, use_cache=True)
         return output.logits[:, -1], output.cache
-
-    def select(self, state: Any, rows: Tensor) -> Any:
-        """See genlab.decoding.reading.Reader."""
-        state.reorder_cache(rows)  # in place
-        return state

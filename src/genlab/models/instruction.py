@@ -15,11 +15,11 @@ from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
 from genlab.errors import ConfigError
 from genlab.models.base import Rows
-from genlab.models.language import LanguageModel
+from genlab.models.language import CausalModel
 from genlab.networks.attention import logits_at
 
 
-class InstructionModel(LanguageModel):
+class InstructionModel(CausalModel):
     """A causal network of the transformers library, trained by the cross-entropy of answers alone (Ouyang et al. 2022,
     arXiv 2203.02155, step 1); logits are computed where an answer is predicted and nowhere else.
 
@@ -160,8 +160,3 @@ class InstructionModel(LanguageModel):
         """See genlab.decoding.reading.Reader."""
         output = self.network(input_ids=tokens, cache=state, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1], output.cache
-
-    def select(self, state: Any, rows: Tensor) -> Any:
-        """See genlab.decoding.reading.Reader."""
-        state.reorder_cache(rows)  # in place
-        return state

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.conditions import Condition, Prompt
@@ -67,3 +69,28 @@ class LanguageModel(GenerativeModel):
 
     def to_data(self, raw: Tensor) -> list[str]:
         return [self.tokenizer.decode([token for token in row if token != ENDED]) for row in raw.tolist()]
+
+
+class CausalModel(LanguageModel):
+    """A network that reads from left to right and gives the logits of the next token, whatever it is trained on."""
+
+    network: Any
+
+    def text_log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability of plain text, with nothing put around it.
+
+        Args:
+            batch: input_ids int64 [B, T]; labels int64 [B, T], the token that follows each, -100 = not counted.
+
+        Returns:
+            Sums in nats, float64 [B]; numbers of tokens counted, int64 [B].
+        """
+        labels = batch["labels"]
+        logits = self.network(input_ids=batch["input_ids"], use_cache=False).logits
+        nll = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")
+        return -nll.double().sum(1), (labels != -100).sum(1)
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        """See genlab.decoding.reading.Reader."""
+        state.reorder_cache(rows)  # in place
+        return state
