@@ -87,6 +87,7 @@ def test_functions_are_put_together_as_they_were(tmp_path: Path) -> None:
     assert found[0]["target"] == "# by addition\n    return helper(x, x)"
     assert joined(found[0]["source"], found[0]["target"]) in MODULE
     assert found[1]["source"].startswith("def size(self):\n    ")
+    assert [functions.split_of(group) for group in ("tool", "statistics", "pathlib")] == ["train", "test", "val"]
     with pytest.raises(ConfigError, match="has no function with a docstring"):
         functions.python_functions(make_empty(tmp_path))
 

@@ -188,12 +188,12 @@ class Chat(DataModule):
                 )
         if "test" not in sources:
             sources["test"], splits["test"] = sources["val"], {**splits["val"], "from": "alias of val"}
-        facts = {
+        common: dict[str, Any] = {
             "vocab_size": self.vocab_size, "vocabulary_sha256": vocabulary_digest(self.tokenizer),
             "unit": "pretrained token", "block_size": self.block_size, "packing": self.packing,
             "template": template.facts(),
         }  # fmt: skip
-        return sources, Manifest(self.name, self.modality, facts, splits, options)
+        return sources, Manifest(self.name, self.modality, common, splits, options)
 
     def _files(self) -> dict[Split | None, list[Path]]:
         """Files of each split; those that are to be split are of None."""

@@ -326,4 +326,5 @@ class TextPseudoLikelihood(TextLikelihood):
 
 
 def exponential(nats: float) -> float:
+    """exp, infinite where a float has no room."""
     return math.exp(nats) if nats < 700 else math.inf
