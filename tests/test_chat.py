@@ -317,3 +317,14 @@ def test_the_command_composes_and_its_data_are_what_they_say(cache: Path) -> Non
     assert first[0]["weight"].shape == first[0]["id"].shape
     assert all(torch.equal(first[0][key], first[1][key]) for key in first[0])
     assert np.isclose(float((first[0]["weight"][:, None] * (first[0]["labels"] != -100)).sum()), 1.0)
+
+
+def test_batches_go_on_where_they_were(cache: Path) -> None:
+    path = some_chats(cache / "c.jsonl")
+    whole = list((data := chat(path)).batches(data.train_loader(0, 40)))
+    later = list((again := chat(path)).batches(again.train_loader(24, 40)))  # past an epoch's end
+    assert len(whole) == 20
+    assert len(data.source("train")) < 24
+    for one, other in zip(whole[12:], later, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
