@@ -80,6 +80,8 @@ SAME_PARTS = {
     "experiment=mlm_shakespeare": "model=masked_diffusion",
     "experiment=poetry_grpo": "model=gpt",
     "experiment=r3gan_mnist": "experiment=r3gan_cifar10",
+    "experiment=smollm2_code": "experiment=smollm2_synopsis",
+    "experiment=smollm2_dialogue": "experiment=smollm2_synopsis",
     "experiment=sngan_proj_cifar10": "experiment=sngan_cifar10",
     "experiment=sngan_proj_mnist": "experiment=sngan_mnist",
     "experiment=text_gan_shakespeare": "model=text_gan",

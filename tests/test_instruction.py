@@ -78,7 +78,7 @@ def test_the_loss_is_transformers_on_one_row_at_a_time() -> None:
 
 def test_what_is_asked_is_no_label() -> None:
     ours = model()
-    rows, answered = ours.rows(batch())
+    rows, answered = ours.answer_rows(batch())
     for i, (asked, answer) in enumerate(plain()):
         assert rows[i, : len(asked) + len(answer)].tolist() == [*asked, *answer]
         assert answered[i].nonzero()[:, 0].tolist() == list(range(len(asked), len(asked) + len(answer)))

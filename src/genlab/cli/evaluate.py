@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from genlab.data.module import SPLITS
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples, write_record
 from genlab.evaluation.judged import Folder, Judged, images_from, texts_from
+from genlab.networks.adapter import without_adapter
 from genlab.runs.directory import find_run
 
 
@@ -71,7 +73,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
     protocol = _protocol(config, loaded.config.get("evaluation"))
     sampler = choose_sampler(loaded, config.get("sampler"))
     other_chunks = set_chunk_size(loaded, config.chunk_size)
-    data: Any = _data(config, loaded)
+    data: Any = _data(config, loaded) if protocol.reads_data else None
     if config.reference is not None:
         data, protocol = _reference(config.reference, protocol)
     # Another sampler, checkpoint or seed is another number: it must not replace the run's own record.
@@ -83,24 +85,26 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
         f"seed{config.seed}": config.seed != loaded.config.seed,
         f"chunk{config.chunk_size}": other_chunks,
         Path(config.reference or "").name: config.reference is not None,
+        "base": config.base,
     }
     changed = [name for name, other in names.items() if other]
     folder = loaded.directory.path / "evaluation"
     context = {"run": loaded.directory.path.name, "model": str(loaded.config.name)}
     context["checkpoint"] = loaded.checkpoint.name
-    record = evaluate(
-        loaded.model,
-        data,
-        protocol,
-        sampler=sampler,
-        weights=loaded.weights,
-        seed=config.seed,
-        context=context,
-        picture=folder / f"{'-'.join(['closest', *changed])}.png",
-        table=folder / "-".join([str(protocol.name), "texts", *changed]),
-        max_minutes=config.max_minutes,
-        say=print,
-    )
+    with without_adapter(loaded.model) if config.base else contextlib.nullcontext():
+        record = evaluate(
+            loaded.model,
+            data,
+            protocol,
+            sampler=sampler,
+            weights="base" if config.base else loaded.weights,
+            seed=config.seed,
+            context=context,
+            picture=folder / f"{'-'.join(['closest', *changed])}.png",
+            table=folder / "-".join([str(protocol.name), "texts", *changed]),
+            max_minutes=config.max_minutes,
+            say=print,
+        )
     name = "-".join([record["name"], *changed, *([record["identity"][:8]] if changed else [])])
     return record, folder / f"{name}.json"
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genlab.callbacks.pictures import save_samples
 from genlab.cli.build import build_steps, set_threads
+from genlab.cli.chat import conversation, converse, spoken
 from genlab.cli.condition_values import read_conditions
 from genlab.cli.load import LoadedRun, choose_sampler, load_run, set_chunk_size
 from genlab.cli.ranks import place
@@ -38,6 +39,8 @@ def sample(config: DictConfig) -> Path:
     loaded = load_run(config.run, config.weights, config.checkpoint, config.device, config.runs_dir)
     set_chunk_size(loaded, config.chunk_size)
     model, sampler = loaded.generative, choose_sampler(loaded, config.get("sampler"))
+    if config.chat:
+        return _talk(loaded, sampler or model.sampler, config, here.world)
     wanted = wanted_conditions(config, model)
     n, columns = config.n, config.columns
     seeds = torch.arange(n) + config.seed
@@ -82,6 +85,27 @@ def sample(config: DictConfig) -> Path:
         print(text)
     print(f"{len(samples)} samples in {out}; see {shown}")
     return out
+
+
+def _talk(loaded: LoadedRun, sampler: Any, config: DictConfig, ranks: int) -> Path:
+    """A conversation in the terminal; the run's folder, in which nothing is written.
+
+    Raises:
+        ConfigError: several ranks; see genlab.cli.chat.conversation.
+    """
+    if ranks != 1:
+        raise ConfigError("chat=true talks with one process: take devices=1")
+    talk, path = conversation(loaded, sampler, config, _write), loaded.directory.path
+    remembers = "" if talk.template is not None else "; each line is a source by itself: nothing is remembered"
+    print(f"{path.name} answers: /new begins again, /quit ends{remembers}", flush=True)
+    with in_precision(config.precision, loaded.generative.device):
+        converse(talk, spoken())
+    return path
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def wanted_conditions(config: DictConfig, model: GenerativeModel) -> dict[str, Any]:
@@ -154,9 +178,4 @@ def _streamed(loaded: LoadedRun, sampler: Any, n: int, ranks: int) -> Streamed:
         raise ConfigError("stream=true prints one text as it comes: take n=1 devices=1")
     if not getattr(sampler, "streams", False):
         raise ConfigError(f"stream=true: {type(sampler).__name__} has nothing to show before its end; leave it out")
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    return Streamed(sampler, loaded.model.tokenizer, write)
+    return Streamed(sampler, loaded.model.tokenizer, _write)

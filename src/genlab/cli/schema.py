@@ -111,6 +111,9 @@ class Sample(FromRun):
     negative: str | list[str] | None = None
     each: Positive | None = None
     stream: bool = False
+    chat: bool = False
+    system: str | None = None
+    template: str | None = None
     trace: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] | None = None
     out: str | None = None
@@ -121,6 +124,7 @@ class Evaluate(FromRun):
     weights: Literal["ema", "raw", "both"] = "ema"
     checkpoint: Literal["last", "best", "previous", "all"] = "last"
     samples: str | None = None
+    base: bool = False
     reference: str | None = None
     data: Node | None = None
     out: str | None = None

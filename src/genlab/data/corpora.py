@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ WORKS_MEMBERS = tuple(f"{_TEXTS}/{work}_gut.txt" for work in WORKS)
 # Parts of a package's name that say what it is for, not what it is.
 _ROLES = "bin common core data dbg dev doc docs examples java perl plugin plugins python python3 ruby tests tools utils"
 ROLES = frozenset(_ROLES.split())
+
+SCENE = 40  # speeches of tiny Shakespeare that stay together: it says neither acts nor scenes
 
 # file that is written -> (dynasty, members)
 _DIST = "package/dist"
@@ -134,5 +137,28 @@ def debian_synopsis(unpacked: Path, target: Path) -> None:
                 if 80 <= len(paragraph) <= 600 and paragraph not in seen:
                     seen.add(paragraph)
                     yield {"source": paragraph, "target": synopsis, "group": stem_of(package)}
+
+    write_lines(target / "pairs.jsonl", pairs())
+
+
+def shakespeare_dialogue(unpacked: Path, target: Path) -> None:
+    """pairs.jsonl: {source, target, group} of tiny Shakespeare: a speech under its speaker's name and the name of who
+    speaks next, and what that one says. A group is SCENE speeches on end, and no pair lies in two of them: a reply of
+    one group is no speech of another."""
+
+    def pairs() -> Iterator[dict[str, Any]]:
+        text = next(unpacked.rglob("input.txt")).read_text(encoding="ascii")
+        blocks = [block.partition(":\n") for block in re.split(r"\n\n+", text.strip())]
+        for i, ((speaker, _, speech), (other, colon, reply)) in enumerate(pairwise(blocks)):
+            if (
+                (i + 1) % SCENE
+                and speech
+                and colon
+                and reply.strip()
+                and "\n" not in speaker + other
+                and speaker != other
+            ):
+                source = f"{speaker}:\n{speech.strip()}\n\n{other}:"
+                yield {"source": source, "target": reply.strip(), "group": f"{i // SCENE}"}
 
     write_lines(target / "pairs.jsonl", pairs())

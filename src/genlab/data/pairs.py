@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genlab.data.functions import FUNCTIONS
 from genlab.data.manifest import Manifest
 from genlab.data.module import Common, Positive, Split
 from genlab.data.sources import Batch, Source
@@ -89,7 +91,8 @@ class Pairs(Text):
 
     Args:
         vocab_size: tokens of the vocabulary of both sides, special ones included; asserted.
-        path: a folder or a file; None: the standard set of this name, fetched at first use.
+        path: a folder or a file; python:functions, those of Python's standard library (`genlab.data.functions`); None:
+            the standard set of this name, fetched at first use.
         source: a language (the suffix of files of lines), or a field of records.
         target: likewise.
         group: field of the records of one file: one group falls in one split.
@@ -142,7 +145,8 @@ class Pairs(Text):
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         sources, manifest = super().load()
         facts = {key: manifest.facts[key] for key in ("vocab_size", "vocabulary_sha256", "unit")}
-        return sources, replace(manifest, facts={**facts, **self.most})
+        python = {"python": platform.python_version()} if self.path == FUNCTIONS else {}  # another has other sources
+        return sources, replace(manifest, facts={**facts, **self.most, **python})
 
     def _windows(self, split: Split, part: Part, condition_ids: tuple[int, int] | None) -> Source:
         assert part.documents is not None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Unpack
 from genlab.data.corpus import Documents
 from genlab.data.documents import count_units
 from genlab.data.fetch import fetch, find
+from genlab.data.functions import FUNCTIONS, python_functions
 from genlab.data.manifest import Manifest
 from genlab.data.module import Common, DataModule, Loader, Positive, Split
 from genlab.data.parallel import WHERE, prepared
@@ -137,6 +138,7 @@ class Text(DataModule):
             path = path or fetch(self.name) / find(self.name).files[0].name
             return share(self.name, path, self.train_fraction, self.characters, self.vocabulary, self.vocab_size)
         if self.split == "lines":
+            path = python_functions() if self.path == FUNCTIONS else path
             if path is None and self.name not in DATASETS:
                 raise ConfigError(f"data.path: {self.name} is not fetched; {WHERE}")
             path = path or fetch(self.name) / find(self.name).files[0].name

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genlab.decoding.reading import ENDED, Decoded, Reader
+from genlab.decoding.reading import ENDED, Decoded, Reader, lengths_of
 from genlab.decoding.tokens import TokenSampler
 
 INCOMPLETE = "\ufffd"  # what a tokenizer gives for bytes that are no whole UTF-8 character
@@ -24,19 +24,21 @@ class Streamed:
         sampler: one that shows tokens as they come.
         tokenizer: of the library tokenizers.
         write: called with each new piece of text.
+        answers_only: without the prompt.
     """
 
     sampler: TokenSampler
     tokenizer: Any
     write: Callable[[str], Any]
+    answers_only: bool = False
 
     def decode(self, reader: Reader, prompt: Tensor, seeds: Tensor) -> Decoded:
         """See TokenSampler.decode."""
-        written = 0
+        written, first = 0, int(lengths_of(prompt)[0]) if self.answers_only else 0
 
         def show(tokens: Tensor, last: bool = False) -> None:
             nonlocal written
-            text = self.tokenizer.decode([token for token in tokens[0].tolist() if token != ENDED])
+            text = self.tokenizer.decode([token for token in tokens[0, first:].tolist() if token != ENDED])
             end = len(text if last else text.rstrip(INCOMPLETE))
             if end > written:
                 self.write(text[written:end])

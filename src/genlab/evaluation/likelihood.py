@@ -17,6 +17,14 @@ class LogLikelihood(Protocol):
 
 
 @runtime_checkable
+class TextLogLikelihood(Protocol):
+    """A capability of a model: log-probability of plain text, whatever it was trained on."""
+
+    def text_log_likelihood(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """As `log_likelihood`, of windows with nothing put around them."""
+
+
+@runtime_checkable
 class LikelihoodBound(Protocol):
     """A capability of a model: a lower bound on the log-probability of given items."""
 

@@ -135,6 +135,11 @@ class Protocol:
         """The metric of given items, where it is one of those."""
         return next((metric for metric in self.metrics.values() if metric.capability is not None), None)
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether a metric needs a data set, of the run or of the command line."""
+        return any(metric.reads_data for metric in self.metrics.values())
+
     def needs(self, what: str) -> bool:
         """Whether a metric needs "features" or the like, see Metric.needs."""
         return any(what in metric.needs for metric in self.metrics.values())

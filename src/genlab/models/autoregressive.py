@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.data.windows import IGNORED
 from genlab.errors import ConfigError
 from genlab.models.carried import CarriedState
 from genlab.models.causal import CausalModel
-from genlab.networks.attention import whole_sequences
+from genlab.networks.attention import logits_at, whole_sequences
 
 Weight = Annotated[float, "ge 0"]
 
@@ -19,7 +21,9 @@ Weight = Annotated[float, "ge 0"]
 class AutoregressiveModel(CausalModel):
     """A causal network of the transformers library (or genlab.networks.awd_lstm), trained by next-token cross-entropy.
 
-    Windows of a batch are independent: a recurrent network starts each from a zero state, unless it is carried.
+    Windows of a batch are independent: a recurrent network starts each from a zero state, unless it is carried. A batch
+    with "position_ids" (`genlab.data.chat.ChatSource`) has rows of several documents, none of which sees another, and
+    few labels: logits are computed there alone.
 
     Args:
         network: (input_ids [B, T], cache, use_cache) -> object with `.logits` [B, T, V] and
@@ -63,6 +67,8 @@ class AutoregressiveModel(CausalModel):
             self.checkpoint_gradients(network)
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if "position_ids" in batch:
+            return self._losses_of_answers(batch)
         output, labels = self._read(batch), batch["labels"]
         logits = output.logits
         if "weight" in batch:  # rows differ in the number of tokens that count
@@ -80,6 +86,21 @@ class AutoregressiveModel(CausalModel):
         if not parts:
             return {"loss": nll}
         return {"loss": nll + sum(parts.values()), "nll": nll, **parts}
+
+    def _answers(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits where there are labels, float [N, V]; -log p of these in nats, float32 [N]; their rows, int64 [N]."""
+        labels = batch["labels"]
+        chosen = labels != IGNORED
+        logits = logits_at(self.network, chosen, batch["input_ids"], batch["position_ids"])
+        return logits, F.cross_entropy(logits.float(), labels[chosen], reduction="none"), chosen.nonzero()[:, 0]
+
+    def _losses_of_answers(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits, each, row = self._answers(batch)
+        nll = (each * batch["weight"][row]).sum() if "weight" in batch else each.mean()
+        if not (self.training and self.z_loss):
+            return {"loss": nll}
+        z_loss = self.z_loss * logits.float().logsumexp(-1).square().mean()
+        return {"loss": nll + z_loss, "nll": nll, "z_loss": z_loss}
 
     def _read(self, batch: Mapping[str, Tensor]) -> Any:
         """The network's output on a batch, after the carried state where there is one."""
@@ -113,6 +134,10 @@ class AutoregressiveModel(CausalModel):
             Sums in nats, float64 [B]; numbers of tokens counted, int64 [B].
         """
         labels = batch["labels"]
+        if "position_ids" in batch:
+            _, each, row = self._answers(batch)
+            sums = torch.zeros(len(labels), dtype=torch.float64, device=each.device)
+            return sums.index_add(0, row, -each.double()), (labels != IGNORED).sum(1)
         logits = self._read(batch).logits
         nll = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none")
         return -nll.double().sum(1), (labels != -100).sum(1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,27 @@ def merged(network: nn.Module) -> nn.Module:
     network._state_dict_hooks.clear()
     network._load_state_dict_post_hooks.clear()
     return network
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """Within it a model is what lies below its adapter.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    if not layers:
+        raise ConfigError("base=true: the run has no adapter; evaluate the folder that it began from, run=FOLDER")
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def write_adapter(folder: Path, network: nn.Module) -> None:

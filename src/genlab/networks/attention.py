@@ -1,4 +1,7 @@
-"""Causal attention without a mask as a tensor, which would keep torch from its fused kernels."""
+"""How a causal network of transformers reads a batch, and its logits where they are wanted, nowhere else.
+
+Attention without a mask as a tensor, which would keep torch from its fused kernels; rows that hold several documents.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from genlab.errors import ConfigError
 
 FULLY_CAUSAL = ("gpt2", "llama")  # kinds of transformers whose layers all see all tokens before, and nothing else
 NAME = "sdpa_causal"
+# Kinds whose attention is cut where positions begin again at 0; a test holds each of them to it.
+PACKED = (*FULLY_CAUSAL, "gpt_neox", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+CHANGED = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # what some do to the logits of their head
 
 
 @contextmanager
@@ -31,3 +39,36 @@ def whole_sequences(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+def logits_at(network: Any, chosen: Tensor, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """The logits of some places of a batch, float [N, V] in the order of `chosen.nonzero()`: a head over many tokens is
+    computed at these alone.
+
+    Args:
+        network: a causal one of transformers, with `base_model` and `get_output_embeddings()`.
+        chosen: bool [B, T].
+        input_ids: int64 [B, T]. What is behind a row's end is to the right, so no mask is needed.
+        position_ids: int64 [B, T], of rows of several documents, each of which begins at 0 and sees no other; None:
+            a row is one.
+
+    Raises:
+        ConfigError: a network of another library; of a kind that is not known to keep documents apart.
+    """
+    kind = getattr(getattr(network, "config", None), "model_type", None)
+    if not hasattr(network, "get_output_embeddings"):
+        raise ConfigError(
+            f"{type(network).__name__} reads no answers: take a network of transformers (model=pretrained_lm)"
+        )
+    changed = any(getattr(network.config, name, None) not in (None, 1.0) for name in CHANGED)
+    read = network if changed else network.base_model
+    if position_ids is None:
+        with whole_sequences(network):
+            states = read(input_ids=input_ids, use_cache=False)[0]
+    else:
+        if kind not in PACKED:
+            raise ConfigError(
+                f"no network of the kind {kind} is known to keep packed documents apart, only {', '.join(PACKED)}"
+            )
+        states = read(input_ids=input_ids, position_ids=position_ids, use_cache=False)[0]
+    return states[chosen] if changed else network.get_output_embeddings()(states[chosen])

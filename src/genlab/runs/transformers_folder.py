@@ -64,6 +64,12 @@ def write_transformers(
         number = _id_of(tokenizer, end)
         config |= {"bos_token_id": number, "eos_token_id": number}
         generation = {**generation, "bos_token_id": number, "eos_token_id": number}
+    template = (((facts.get("data") or {}).get("manifest") or {}).get("facts") or {}).get("template")
+    if template is not None:  # of a run that was trained on conversations: its answers end with a token of their own
+        ends = [generation.get("eos_token_id"), _id_of(tokenizer, template["end"])]
+        generation = {**generation, "eos_token_id": [end for end in dict.fromkeys(ends) if end is not None]}
+        special = {**special, "chat_template": template["text"]}
+        special |= {key: token for key, token in template["tokens"].items() if token}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", dict(generation))
     write_json(
@@ -94,9 +100,9 @@ def _ended(path: Path, eos: int, pad: int) -> dict[str, Any]:
     return {"eos_token": end, "pad_token": tokenizer.id_to_token(pad), "model_input_names": names}
 
 
-def _id_of(tokenizer: Path, token: str) -> int:
+def _id_of(tokenizer: Path, token: str) -> int | None:
     added = (read_json(tokenizer) or {}).get("added_tokens", [])
-    return next(int(entry["id"]) for entry in added if entry["content"] == token)
+    return next((int(entry["id"]) for entry in added if entry["content"] == token), None)
 
 
 def generation_of(sampler: Mapping[str, Any], limit: int | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The metrics that a protocol names as `{_target_: genlab.evaluation.metrics.NAME}`, and their base class."""
 
+from genlab.evaluation.metrics.answers import AnswerLikelihood, Forgetting
 from genlab.evaluation.metrics.base import Items, Measured, Metric, NotApplicable, measure
 from genlab.evaluation.metrics.captions import Captioning, Cycle
 from genlab.evaluation.metrics.fidelity import (
@@ -32,12 +33,13 @@ from genlab.evaluation.metrics.given import (
     VariationalNLL,
 )
 from genlab.evaluation.metrics.matching import DualScore, Retrieval
-from genlab.evaluation.metrics.pairs import Summarisation, Translation
+from genlab.evaluation.metrics.pairs import PythonFunctions, Summarisation, Translation
 
 __all__ = [
-    "FID", "KID", "Captioning", "CodeValidity", "Confidence", "Cycle", "DensityCoverage", "DualScore",
-    "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items", "JudgeScores", "LabelAccuracy", "LatentUsage",
-    "Measured", "Metric", "NearestNeighbours", "NotApplicable", "PrecisionRecall", "Reconstruction", "Retrieval",
-    "Summarisation", "TextBound", "TextCoherence", "TextCopying", "TextHarm", "TextLikelihood",
-    "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm", "measure",
+    "FID", "KID", "AnswerLikelihood", "Captioning", "CodeValidity", "Confidence", "Cycle", "DensityCoverage",
+    "DualScore", "Forgetting", "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items", "JudgeScores",
+    "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours", "NotApplicable", "PrecisionRecall",
+    "PythonFunctions", "Reconstruction", "Retrieval", "Summarisation", "TextBound", "TextCoherence", "TextCopying",
+    "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm",
+    "measure",
 ]  # fmt: skip

@@ -73,6 +73,7 @@ class Metric(torchmetrics.Metric):
         outputs: names of the values, as far as they are known beforehand.
         split_in_name: whether values are named after the reference split.
         all_ranks: whether `compute` shares its work over the processes, so that all must call it.
+        reads_data: whether it needs a data set.
         closest_pairs: whether the samples nearest to real images are drawn.
     """
 
@@ -83,6 +84,7 @@ class Metric(torchmetrics.Metric):
     outputs: tuple[str, ...] = ()
     split_in_name: bool = True
     all_ranks: ClassVar[bool] = False
+    reads_data: ClassVar[bool] = True
     closest_pairs: ClassVar[bool] = False
     full_state_update = False
     if typing.TYPE_CHECKING:  # the settings

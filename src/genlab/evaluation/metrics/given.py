@@ -105,7 +105,7 @@ class Nats(Given):
         values = {key: float(value.mean()) for key, value in rows.items()}
         if tokens is not None:
             nats = float(rows[first].sum() / tokens.sum())
-            values |= {f"{first}_per_token": nats, f"{first}_perplexity": _exp(nats)}
+            values |= {f"{first}_per_token": nats, f"{first}_perplexity": exponential(nats)}
         return values
 
 
@@ -278,14 +278,14 @@ class TextLikelihood(Given):
     def compute(self) -> dict[str, float]:
         facts = self.facts
         nats = -self.judged.data["sum"].sum().item() / max(facts["tokens"], 1)
-        values = {"nats_per_token": nats, "perplexity": _exp(nats)}
+        values = {"nats_per_token": nats, "perplexity": exponential(nats)}
         if facts["documents"]:  # one an item
             values["nats_per_document"] = nats * facts["tokens"] / facts["windows"]
         for unit in ("byte", "character"):
             if facts[f"{unit}s_per_token"] is not None:
                 values[f"bits_per_{unit}"] = nats / math.log(2) / facts[f"{unit}s_per_token"]
         if facts["words_per_token"] is not None:
-            values["word_perplexity"] = _exp(nats / facts["words_per_token"])
+            values["word_perplexity"] = exponential(nats / facts["words_per_token"])
         return {self.named.format(name): value for name, value in values.items()}
 
 
@@ -325,5 +325,6 @@ class TextPseudoLikelihood(TextLikelihood):
         return dict(list(super().compute().items())[:2])  # nats and perplexity
 
 
-def _exp(nats: float) -> float:
+def exponential(nats: float) -> float:
+    """exp, infinite where a float has no room."""
     return math.exp(nats) if nats < 700 else math.inf

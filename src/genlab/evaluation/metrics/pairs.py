@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
+from genlab.data.functions import joined, modules_of_functions, parsed
 from genlab.errors import ConfigError
+from genlab.evaluation.doctests import has_doctest, passes_doctest
 from genlab.evaluation.metrics.base import Items, NotApplicable
 from genlab.evaluation.metrics.generated import Sentences, TextMetric, Tokenize
 from genlab.evaluation.overlap import BLEU, CHRF, KINDS, ROUGE, split_sentences
@@ -103,3 +107,50 @@ class Summarisation(PairMetric):
         rouge.update(texts, self.judged.references)
         self.signatures |= {prefix + kind: rouge.signature(kind) for kind in KINDS}
         return {prefix + kind: value.item() for kind, value in rouge.compute().items() if kind in KINDS}
+
+
+class PythonFunctions(PairMetric):
+    """Bodies of Python functions for their signatures and docstrings (data=python_functions): function_parses, the
+    share that with the source are one function and nothing else; function_doctests, of those whose docstring has
+    examples, the share that give what these say.
+
+    A function is judged by its examples where its true body passes them, and one that says nothing does not: others
+    cannot be run alone, or show something else. There are few, and how many is in the signature.
+
+    Args:
+        doctests: whether what was generated is run, see genlab.evaluation.doctests.
+        seconds: of processor time a function.
+    """
+
+    key, outputs = "python_functions", ("function_parses", "function_doctests")
+
+    def __init__(self, doctests: bool = False, seconds: Annotated[float, "gt 0"] = 5.0) -> None:
+        super().__init__()
+        self.keep(doctests=doctests, seconds=seconds)
+
+    def compute(self) -> dict[str, float]:
+        sources = self.judged.prompts
+        if sources is None:
+            raise NotApplicable(NO_SOURCES)
+        bodies = [self.judged.data, [real[0] for real in self.judged.references], ["pass"] * len(sources)]
+        ours, real, bare = ([joined(*pair) for pair in zip(sources, texts, strict=True)] for texts in bodies)
+        parses = [parsed(text) is not None for text in ours]
+        columns: list[bool | None] = [None] * len(ours)
+        shown = [i for i, source in enumerate(sources) if has_doctest(source)] if self.doctests else []
+        modules = modules_of_functions() if shown else {}
+        for i in shown:
+            module = modules.get(sources[i], "")
+            if self._passes(real[i], module) and not self._passes(bare[i], module):
+                columns[i] = self._passes(ours[i], module)
+        judged = [passed for passed in columns if passed is not None]
+        self.columns = {"parses": parses, "doctest": columns}
+        version = f"python-{platform.python_version()}"
+        self.signatures = {"function_parses": version, "function_doctests": f"{version}|judged:{len(judged)}"}
+        if not judged:
+            self.missing["function_doctests"] = "none of these functions has examples that judge it"
+        share = sum(judged) / len(judged) if judged else math.nan
+        return {"function_parses": sum(parses) / len(parses), "function_doctests": share}
+
+    def _passes(self, text: str, module: str) -> bool:
+        function = parsed(text)
+        return function is not None and passes_doctest(text, function.name, module, self.seconds)
