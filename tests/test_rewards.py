@@ -172,7 +172,9 @@ def test_preferences_as_data(tmp_path: Path) -> None:
             seen.add(words["source"])
     assert len(seen) == 30
     picked = data.source("train").select(torch.arange(2).numpy())
-    assert len(picked) == 2
+    told = picked.batch(torch.tensor([1]), torch.tensor([0]))["source"][0].tolist()
+    place = data.tokenizer.decode([token for token in told if token >= 0]).split()[1]
+    assert picked.references(torch.tensor([1])) == [[f"good {place}"]]
 
 
 @pytest.mark.parametrize(("rows", "options", "words"), [

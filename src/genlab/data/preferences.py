@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class PreferenceSource(PairSource):
         sides = {"chosen": answers[:2], "rejected": answers[2:]}
         rows = {name: self._rows(start, end, IGNORED) for name, (start, end) in sides.items()}
         return {"source": self._rows(source, source_end, ENDED), **rows}
+
+    @cached_property
+    def targets(self) -> list[str]:
+        """Chosen answers of all items of the file, as they stand there."""
+        return [record["text"] for record in records(self.file)][1::3]
 
     def counted(self, ids: Tensor, epochs: Tensor) -> Tensor:
         return torch.ones_like(ids)  # a preference is one item, however long
