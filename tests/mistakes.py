@@ -25,7 +25,8 @@ def draw(seed: int = 0, count: int = 40) -> list[tuple[list[str], str]]:
 
 
 def some_config(rng: random.Random) -> tuple[list[str], dict[str, Any]]:
-    models = {path.stem for path in (CONF / "model").glob("*.yaml")} - {"stable_diffusion"}  # which needs a data.root
+    own = {"reward", "stable_diffusion"}  # which need data of one's own
+    models = {path.stem for path in (CONF / "model").glob("*.yaml")} - own
     model = rng.choice(sorted(models))
     chosen = [f"model={model}"]
     from omegaconf import OmegaConf

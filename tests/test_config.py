@@ -526,10 +526,12 @@ SUITED: dict[str, str] = {}  # the family that the last option of a group went w
 def test_every_shipped_option_passes(option: str) -> None:
     """With its own defaults, or beside at least one of the families; what the user must give (`???`) is given."""
     group = option.partition("=")[0]
-    given = {"shape": "[1,8,8]", "vocab_size": "9"}
+    given = {"shape": "[1,8,8]", "vocab_size": "9", "words": "[sea]"}
     faults = []
     for model in [""] if group == "hparams_search" else sorted(MODELS, key=lambda m: m != SUITED.get(group)):
         overrides = [option, f"model={model}"] if model else [option]
+        if group == "feedback/reward":
+            overrides.insert(0, "feedback=grpo")
         for _ in range(4):
             try:
                 compose_config(CONF, "train", overrides)

@@ -22,7 +22,8 @@ class Arithmetic(Pairs):
     Args:
         digits: of each number, at most.
         count: sums, if there are more.
-        name, common: see Pairs.
+        name: see Pairs.
+        common: likewise.
     """
 
     def __init__(

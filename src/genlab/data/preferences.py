@@ -66,7 +66,8 @@ class Preferences(Pairs):
 
     Args:
         rejected: field of the answer that is not preferred; `target` is that of the chosen one.
-        name, common: see Pairs.
+        name: see Pairs.
+        common: likewise.
 
     Raises:
         ConfigError: one field is both answers.

@@ -266,7 +266,7 @@ class JudgeScores(Metric):
 
     def __init__(self, judge: Judge, called: str = "judge") -> None:
         super().__init__()
-        self.keep(judge=judge, **({} if called == "judge" else {"called": called}))
+        self.keep(judge=judge, called=called)
         self.modality, self.outputs, self.column = judge.modality, (f"{called}_mean", f"{called}_std"), called
 
     def compute(self) -> dict[str, float]:
