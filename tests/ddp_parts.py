@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from genlab.judges import Judge
 from genlab.networks import dcgan
+from genlab.samples import Samples
 
 
 class Generator(dcgan.Generator):
@@ -21,6 +24,24 @@ class Generator(dcgan.Generator):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.body = nn.Sequential(*(nn.Identity() if isinstance(m, nn.BatchNorm2d) else m for m in self.body))
+
+
+class Letters(Judge):
+    """Share of the letters a to d in a text, and more for a longer one."""
+
+    modality = "text"
+
+    def judge(self, samples: Samples, condition: Mapping[str, Sequence[Any]]) -> list[float]:
+        return [sum(c in "abcd" for c in text) + 0.1 * len(text) for text in samples.data]
+
+
+class Brightness(Judge):
+    """Mean of the pixels."""
+
+    modality = "image"
+
+    def judge(self, samples: Samples, condition: Mapping[str, Sequence[Any]]) -> torch.Tensor:
+        return samples.data.float().flatten(1).mean(1)
 
 
 class Dump(pl.Callback):

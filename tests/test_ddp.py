@@ -104,6 +104,30 @@ def test_gradients_equal_those_of_one_process(choice: str, tmp_path: Path, monke
                 torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+OF_TEXTS = ("feedback.max_new_tokens=4", "feedback.group=4", "feedback.reward._target_=ddp_parts.Letters",
+            "feedback.kl_target=0.1")  # fmt: skip
+FEEDBACK = {
+    "grpo": ("model=gpt_answers", "feedback=grpo", *OF_TEXTS),
+    "ppo": ("model=gpt_answers", "feedback=ppo", "feedback.updates=2", *OF_TEXTS),
+    "ddpo": ("model=ddpm", "feedback=ddpo", "feedback.sampler.steps=3", "feedback.group=2", "feedback.trained_steps=1",
+             "feedback.clip=0.2", "feedback.reward={_target_: ddp_parts.Brightness}", "~feedback.reward.classifier"),
+    "dpo": ("experiment=smollm2_dpo",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FEEDBACK)
+def test_feedback_is_that_of_one_process(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups lie whole on one rank; the weight of the KL follows the mean of all."""
+    monkeypatch.setenv("GENLAB_ALLOW", "ddp_parts")
+    choice, *options = FEEDBACK[kind]
+    config = config_of(choice, tmp_path, *options, "schedule.max_samples=16", "resume=never", sgd=True)
+    config.optimizer.lr = 0.1
+    alone, shared = weights_after(config, 1), weights_after(config, 2)
+    assert any(not value.equal(build_model(config).state_dict()[name]) for name, value in alone.items())
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("family", ["ddpm", "gan", "gpt", "vae", "autoencoder"])
 def test_ranks_hold_equal_parameters_after_10_steps(family: str, tmp_path: Path) -> None:
     """The shipped networks, batch norm and its statistics included."""
