@@ -21,6 +21,7 @@ from genlab.rewards import (
     LearnedReward,
     ListedWords,
     Overlap,
+    PythonFunction,
     Rhyme,
     TonalPattern,
     Verse,
@@ -113,6 +114,16 @@ def test_confidence_and_size_of_pictures() -> None:
         judge(Samples(Image(), images))
     with pytest.raises(ConfigError, match="no such extractor"):
         _ = Confidence("none")(Samples(Image(), images), {"label": [0] * 4})
+
+
+def test_functions_that_parse_and_that_pass_their_examples() -> None:
+    head = 'def double(x):\n    """Twice a number.\n\n    >>> double(4)\n    8\n    """'
+    bodies = texts("return 2 * x", "return x", "return (", "return 2 * x\n\nprint(1)")
+    told = {"source": [head] * 4}
+    assert PythonFunction()(bodies, told).tolist() == [0.5, 0.5, 0, 0]
+    assert PythonFunction(doctests=True)(bodies, told).tolist() == [1, 0.5, 0, 0]
+    with pytest.raises(ConfigError, match="take data=python_functions"):
+        PythonFunction()(bodies)
 
 
 # ---- data
