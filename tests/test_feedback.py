@@ -428,6 +428,7 @@ def test_what_cannot_be_is_one_line(make: Callable[[], Any], words: str) -> None
     (lambda texts: [1.0], r"4 items, but scores of shape \[1\]"),
     (lambda texts: torch.zeros(len(texts), 2), r"4 items, but scores of shape \[4, 2\]"),
 ])  # fmt: skip
+@pytest.mark.faults(40)
 def test_a_reward_that_is_none_is_named_with_its_item(says: Any, words: str) -> None:
     model, ours = policy(), PolicyGradient(Answer(says), group=4, max_new_tokens=4)
     ours.attach(model)

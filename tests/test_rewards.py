@@ -195,6 +195,7 @@ def test_preferences_as_data(tmp_path: Path) -> None:
     (ROWS, {"max_target": 1}, "items are too long; raise data.max_source or data.max_target"),
     ([*ROWS, {"source": "q", "chosen": "a", "rejected": ""}], {}, "the rejected is empty; data.empty=drop"),
 ])  # fmt: skip
+@pytest.mark.faults(19)
 def test_bad_preferences_are_one_line(rows: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, DataError), match=words) as error:
         preferences(tmp_path, rows, **options)
