@@ -12,6 +12,7 @@ the ratios is given with their range.
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
     seq2seq    experiment=marian_multi30k_cpu (--path DIR) against transformers' Seq2SeqTrainer, one thread, the same
                network, batches and optimizer: updates a CPU second, and the losses of both
+    adapter    memory of a step of SmolLM2's adapter against that of a forward pass, 256 tokens
     latent     a text-to-image model against diffusers' training loop and pipeline with the same networks, one thread:
                images a CPU second in training and sampling
     enlarge    the enlarger of genlab.postprocess against the results in its package (--path DIR, unpacked);
@@ -22,6 +23,7 @@ the ratios is given with their range.
 from __future__ import annotations
 
 import argparse
+import importlib
 import functools
 import json
 import os
@@ -303,16 +305,13 @@ def protection(repeats: int) -> dict[str, Any]:
     return {f"share of {key}": summary(found) for key, found in shares.items()}
 
 
-def seq2seq(repeats: int, path: Path) -> dict[str, Any]:
-    import benchmark_seq2seq
-
-    return benchmark_seq2seq.compared(repeats, path)
+def beside(name: str) -> Callable[..., dict[str, Any]]:
+    """The row that a script of its own beside this one measures."""
+    return lambda *arguments, **options: importlib.import_module(f"benchmark_{name}").compared(*arguments, **options)
 
 
 def latent(repeats: int) -> dict[str, Any]:
-    import benchmark_latent
-
-    return {name: summary(ratios) for name, ratios in benchmark_latent.compared(repeats).items()}
+    return {name: summary(ratios) for name, ratios in beside("latent")(repeats).items()}
 
 
 def enlarge(repeats: int, path: Path) -> dict[str, Any]:
@@ -366,7 +365,8 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
 
 MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
-    "start": start, "text": text, "protection": protection, "seq2seq": seq2seq, "latent": latent, "enlarge": enlarge,
+    "start": start, "text": text, "protection": protection, "seq2seq": beside("seq2seq"), "latent": latent,
+    "enlarge": enlarge, "adapter": beside("adapter"),
 }  # fmt: skip
 
 
