@@ -23,8 +23,8 @@ the ratios is given with their range.
 from __future__ import annotations
 
 import argparse
-import importlib
 import functools
+import importlib
 import json
 import os
 import platform
@@ -336,7 +336,7 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
         return images.clamp(0, 255).round().to(torch.uint8)
 
     torch.set_num_threads(1)
-    fixture, result = Image().read(path / "assets" / "fixture.png")[None], {}
+    fixture, result = Image().read(path / "assets" / "fixture.png")[None], dict[str, Any]()
     one = fixture[..., 32:96, 32:96].contiguous()
     for scale in (2, 3, 4):
         theirs = Image().read(path / "assets" / "samples" / f"{scale}x" / "result.png")[None]

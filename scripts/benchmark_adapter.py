@@ -1,4 +1,4 @@
-"""The row `adapter` of benchmark.py: memory of a step of an adapter against that of a forward pass, and sizes on disk."""
+"""The row `adapter` of benchmark.py: memory of a step of an adapter against that of a forward pass."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genlab.data.vocabulary import END, PAD, encode, train_tokenizer
 from genlab.decoding.reading import padded
+from genlab.decoding.tokens import Ancestral
 from genlab.diffusion.processes import VP
 from genlab.diffusion.samplers import DDIM, DPMSolverPP
 from genlab.errors import ConfigError
@@ -444,3 +445,16 @@ def test_copies_of_a_policy_share_nothing() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert all(model.reference.weights[name].equal(value) for name, value in other.items())
+
+
+def test_answers_are_drawn_from_the_policys_own_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, generator=generator) * 2
+    uniform = (torch.arange(20000) + 0.5) / 20000
+    chosen, log_p = Ancestral().choose(logits.expand(20000, 7), uniform)
+    assert (torch.bincount(chosen, minlength=7) / 20000).tolist() == pytest.approx(logits.softmax(0).tolist(), abs=2e-4)
+    assert log_p.tolist() == pytest.approx(logits.double().log_softmax(0)[chosen].tolist())
+    never = logits.clone()
+    never[[0, 6]] = -torch.inf
+    ends = torch.tensor([0.0, 1 - 2.0**-24])
+    assert Ancestral().choose(never.expand(2, 7), ends)[0].tolist() == [1, 5]

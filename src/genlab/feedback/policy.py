@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.decoding.reading import ENDED, lengths_of
-from genlab.decoding.tokens import TokenSampler
+from genlab.decoding.tokens import Ancestral
 from genlab.errors import ConfigError
 from genlab.feedback.base import Feedback, Reference, evaluating
 from genlab.judges import Judge
@@ -85,7 +85,7 @@ class PolicyGradient(Feedback):
         if kl_target is not None and not kl:
             raise ConfigError("feedback.kl_target adapts feedback.kl, which is 0: give it a weight to begin with")
         self.reward, self.advantage, self.group, self.prompt_tokens = reward, advantage, group, prompt_tokens
-        self.sampler = TokenSampler(max_new_tokens=max_new_tokens, stop=tuple(stop))
+        self.sampler = Ancestral(max_new_tokens=max_new_tokens, stop=tuple(stop))
         self.clip, self.updates, self.weight, self.kl_target = clip, updates, kl, kl_target
         self._kl: Tensor | None = None  # mean of the step that is going on, times `_parts`
         self._parts = 0
