@@ -17,9 +17,8 @@ from scipy.io import wavfile
 
 from genlab import sound
 from genlab.data.audio import AudioData, AudioFolder, SpokenDigits
-from genlab.data.clips import DecodeClip, is_clipped, resampled
-from genlab.data.convert import spoken_digits
-from genlab.data.fetch import fetch
+from genlab.data.clips import is_clipped, resampled
+from genlab.data.convert_sound import spoken_digits
 from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
 
@@ -99,7 +98,7 @@ def test_training_crops_are_drawn_by_seed_epoch_and_id(tmp_path: Path) -> None:
     assert not torch.equal(by_epoch[1], other.source("train").batch(ids, torch.full((6,), 1))["audio"])
     alone = first.source("train").batch(ids[3:4], torch.ones(1, dtype=torch.int64))["audio"]
     assert torch.equal(alone[0], by_epoch[1][3])  # whatever else is in the batch
-    for crop, fact in zip(by_epoch[1], first.facts("train"), strict=True):
+    for crop, fact in zip(by_epoch[1], first.facts("train")[:6], strict=True):
         whole = torch.from_numpy(wavfile.read(root / fact["file"])[1].astype(np.float32) / 32767)
         assert (whole.unfold(0, 200, 1) - crop[0]).abs().amax(1).min() < 1e-6
 
@@ -160,7 +159,7 @@ def test_flac_and_ogg_are_read_where_soundfile_is(tmp_path: Path, monkeypatch: p
         path.unlink()
     write(tmp_path / "a" / "4.wav")
     alone = audio_folder(tmp_path / "a", val_fraction=0.5, batch_size=1)
-    assert items(alone, "train")["audio"][0, 0].numpy() == pytest.approx(tone(0.1)[100:700, 0], abs=1e-4)
+    assert items(alone, "val")["audio"][0, 0].numpy() == pytest.approx(tone(0.1)[100:700, 0], abs=1e-4)
 
 
 # ---- captions
@@ -175,7 +174,7 @@ def test_captions_beside_and_in_a_table_are_the_same(tmp_path: Path) -> None:
         (beside / f"{i}.txt").write_text(f"tone {i}\n")
         rows.append({"file": f"{i}.wav", "caption": f"tone {i}"})
     (table / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"vocab_size": 11, "val_fraction": 0.4, "batch_size": 1}
+    options = {"vocab_size": 12, "val_fraction": 0.4, "batch_size": 1}
     one = audio_folder(beside, captions="beside", **options)
     two = audio_folder(table, captions="words.jsonl", **options)
     batch = next(iter(one.batches(one.train_loader(0, 1))))
@@ -187,7 +186,7 @@ def test_captions_beside_and_in_a_table_are_the_same(tmp_path: Path) -> None:
     (beside / "3.txt").unlink()
     with pytest.raises(DataError, match=r"3\.wav: no 3\.txt beside it; write it; data\.faulty=drop leaves it out"):
         audio_folder(beside, captions="beside", **options)
-    dropped = audio_folder(beside, captions="beside", faulty="drop", **options | {"vocab_size": 10})
+    dropped = audio_folder(beside, captions="beside", faulty="drop", **options | {"vocab_size": 11})
     assert dropped.manifest.filter["dropped"] == {"no caption": 1}
 
 
@@ -312,7 +311,7 @@ def digits_archive(path: Path, prefix: str = "recordings/", speakers: tuple[str,
                     values = tone(0.03 + 0.01 * index, 300 + 200 * digit + 90 * s + index)[:, 0]
                     wavfile.write(content, RATE, (values * 32767).astype("<i2"))
                     info = tarfile.TarInfo(f"{prefix}{digit}_{speaker}_{index}.wav")
-                    info.size = content.tell()
+                    info.size = len(content.getvalue())
                     content.seek(0)
                     file.addfile(info, content)
     return path
@@ -387,9 +386,3 @@ def test_spoken_digits_refuse_what_they_are_not(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(kind, match=words) as caught:
             digits(path, **options)
         assert "\n" not in str(caught.value)
-
-
-def test_a_decoder_says_what_it_did() -> None:
-    assert DecodeClip(8000, 1, True, 0.02).describe()["filter"] == "scipy.signal.resample_poly"
-    assert "spoken_digits" in DATASETS
-    assert callable(fetch)

@@ -78,7 +78,7 @@ def read_samples(path: Path) -> tuple[Tensor, int]:
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that are no sound
             rate, values = wavfile.read(path)
         kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
-        values = np.asarray(values, np.float32).reshape(len(values), -1)
+        values = np.asarray(values[:, None] if values.ndim == 1 else values, np.float32)
         values = values if kind == "f" else (values - 128) / 128 if kind == "u" else values / 2.0 ** (bits - 1)
     return torch.from_numpy(np.ascontiguousarray(values.T)), int(rate)
 
