@@ -138,4 +138,4 @@ def test_real_weights_give_a_tone_back(weights: str) -> None:
     log_mel = mel(voice[None] * 0.5)
     again = mel(HiFiGAN(weights)(log_mel)[:, 0])
     loud = log_mel > -5
-    assert float((again - log_mel).abs()[loud].mean()) < 0.6
+    assert float((again - log_mel).abs()[loud].mean()) < 0.8

@@ -20,8 +20,8 @@ def sweep(n: int = 4096) -> np.ndarray:
     return tones + 0.2 * np.sin(2 * np.pi * 3000 * i / 22050) * np.exp(-i / 1000) + 0.01 * np.sin(0.37 * i**1.5)
 
 
-# Every ninth band and fifth frame of librosa 0.11's log(max(melspectrogram(y, n_fft=.., hop_length=.., n_mels=.., fmin=..,
-# fmax=.., center=False, power=1), 1e-5)), y in float64 and reflected by (n_fft - hop) / 2.
+# Every ninth band and fifth frame of librosa 0.11's log(max(melspectrogram(y, sr=.., n_fft=.., hop_length=..,
+# n_mels=.., fmin=.., fmax=.., center=False, power=1), 1e-5)), y in float64 and reflected by (n_fft - hop) / 2.
 LIBROSA = [
     ((22050, 1024, 256, 80, 0.0, 8000.0), 4096, [
         [-0.528745, -5.393256, -10.381059, -3.279366], [-1.563167, -1.568349, -7.788954, -3.136726],

@@ -42,9 +42,9 @@ class Residual(nn.Module):
 
 
 class HiFiGANGenerator(nn.Module):
-    """Log-mels [B, bands, frames] -> waveforms [B, 1, frames prod(rates)] in [-1, 1]: Kong, Kim and Bae 2020, "HiFi-GAN",
-    arXiv 2010.05646, section 2.2; the defaults are V1 (table 5). Its parts have the names of the authors' code; there is
-    no weight norm, which inference does not need.
+    """Log-mels [B, bands, frames] -> waveforms [B, 1, frames prod(rates)] in [-1, 1]: Kong, Kim and Bae 2020,
+    "HiFi-GAN", arXiv 2010.05646, section 2.2; the defaults are V1 (table 5). Its parts have the names of the authors'
+    code; there is no weight norm, which inference does not need.
 
     Args:
         bands: of the log-mels.

@@ -102,8 +102,8 @@ class LogMel(nn.Module):
         return out.reshape(*sound.shape[:-1], *out.shape[1:])
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        """Complex [B, n_fft // 2 + 1, frames] -> the sound [B, frames hop] whose transform is nearest to it (Griffin and
-        Lim 1984, equation 6)."""
+        """Complex [B, n_fft // 2 + 1, frames] -> the sound [B, frames hop] whose transform is nearest to it
+        (Griffin and Lim 1984, equation 6)."""
         parts = torch.fft.irfft(spectrum, self.n_fft, dim=1) * self.window[:, None]
         size = (1, (spectrum.shape[2] - 1) * self.hop + self.n_fft)
         fold = {"output_size": size, "kernel_size": (1, self.n_fft), "stride": (1, self.hop)}
