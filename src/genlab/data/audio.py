@@ -305,7 +305,7 @@ class SpokenDigits(AudioData):
                 "speaker": torch.tensor([self.speakers.index(recordings[i][1]) for i in places]),
             }
             clips, decoded = self.clips([wavs[i] for i in places], folder, rows)
-            items[split] = clips, decoded.sha256, "official: indices 0 to 4 are test"  # type: ignore[index]
+            items[split] = clips, decoded.sha256, "official: indices 0 to 4 are test"
         return items
 
     def _folder(self) -> Path:

@@ -1,5 +1,4 @@
-"""Feature extractors by name: small classifiers of our own (images, sounds), Inception, DINOv2 and CLIP from a folder of
-Hugging Face.
+"""Feature extractors by name: small classifiers of our own, Inception, and DINOv2 and CLIP from a Hugging Face folder.
 
 Nothing is ever downloaded.
 """

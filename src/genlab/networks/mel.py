@@ -36,7 +36,7 @@ def mel_filters(sample_rate: int, n_fft: int, bands: int, low: float, high: floa
     """
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
     edges = slaney_mel(torch.tensor([low, high], dtype=torch.float64))
-    points = slaney_hertz(torch.linspace(*edges.tolist(), bands + 2, dtype=torch.float64))
+    points = slaney_hertz(torch.linspace(edges[0], edges[1], bands + 2, dtype=torch.float64))
     width, ramps = points.diff(), points[:, None] - bins
     rising, falling = -ramps[:-2] / width[:-1, None], ramps[2:] / width[1:, None]
     weights = torch.minimum(rising, falling).clamp(min=0)
@@ -108,7 +108,7 @@ class LogMel(nn.Module):
         size = (1, (spectrum.shape[2] - 1) * self.hop + self.n_fft)
         fold = {"output_size": size, "kernel_size": (1, self.n_fft), "stride": (1, self.hop)}
         weight = self.window.square()[None, :, None].expand(1, -1, spectrum.shape[2])
-        sound = F.fold(parts, **fold)[:, 0, 0] / F.fold(weight, **fold)[:, 0, 0].clamp(min=1e-8)  # type: ignore[arg-type]
+        sound = F.fold(parts, **fold)[:, 0, 0] / F.fold(weight, **fold)[:, 0, 0].clamp(min=1e-8)
         return sound[:, self.pad : size[1] - self.pad]
 
 
