@@ -116,7 +116,7 @@ def main() -> int:
     recipe = replace(Recipe(), epochs=args.epochs) if args.epochs else Recipe()
     try:
         data = SpokenDigits(
-            "spoken_digits", path=args.path, shape=[1, SAMPLES], sample_rate=SoundCNN.sample_rate, num_classes=10,
+            "spoken_digits", path=args.path, samples=SAMPLES, sample_rate=SoundCNN.sample_rate, num_classes=10,
             batch_size=recipe.batch_size,
         )  # fmt: skip
         learned, held_out = everything(data.source("train")), everything(data.source("test"))

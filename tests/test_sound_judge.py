@@ -96,7 +96,7 @@ def test_accuracy_on_the_official_test_split() -> None:
 
     if not present("spoken_digits"):
         pytest.skip("spoken_digits is not in the cache: python scripts/fetch_data.py spoken_digits")
-    data = SpokenDigits("spoken_digits", shape=[1, 16384], sample_rate=22050, num_classes=10)
+    data = SpokenDigits("spoken_digits", samples=16384, sample_rate=22050, num_classes=10)
     rows = data.source("test").batch(torch.arange(300), torch.zeros(300, dtype=torch.int64))
     right = load_extractor(NAME).features(rows["audio"])["logits"].argmax(1) == rows["label"]
     card = json.loads((WEIGHTS / f"{NAME}.json").read_text())

@@ -37,7 +37,8 @@ LIMIT = 500_000_000  # bytes that an archive of spoken digits may unpack to
 class AudioOptions(Common, total=False):
     """The options of every set of sounds; see `AudioData`."""
 
-    shape: Sequence[int]
+    samples: Positive
+    channels: Annotated[int, "ge 1, le 2"]
     sample_rate: Positive
     resample: bool
     shortest: Annotated[float, "ge 0"]
@@ -56,8 +57,9 @@ class AudioData(DataModule):
     split or of one before it (train, val, test); clips that are longer than T.
 
     Args:
-        shape: [C, T]: channels, 1 or 2, and samples of every item; longer clips are cut (in training at a place by
-            (seed, epoch, id), else in the middle), shorter ones have zeros after their end.
+        samples: T, of every item; longer clips are cut (in training at a place by (seed, epoch, id), else in the
+            middle), shorter ones have zeros after their end.
+        channels: C.
         sample_rate: in Hz.
         resample: bring files of another rate to this one; False: they are refused.
         shortest: in seconds; a clip that is shorter is a fault.
@@ -74,8 +76,9 @@ class AudioData(DataModule):
         self,
         name: str,
         *,
-        shape: Sequence[int],
+        samples: Positive,
         sample_rate: Positive,
+        channels: Annotated[int, "ge 1, le 2"] = 1,
         resample: bool = True,
         shortest: Annotated[float, "ge 0"] = 0.02,
         faulty: Literal["refuse", "drop"] = "refuse",
@@ -86,12 +89,10 @@ class AudioData(DataModule):
     ) -> None:
         check_settings(AudioData.__init__, locals(), "data.")
         super().__init__(name, **common)
-        self.shape = tuple(int(n) for n in shape)
-        if len(self.shape) != 2 or self.shape[0] not in (1, 2) or self.shape[1] < 1:
-            raise ConfigError(f"data.shape={list(shape)} must be [channels, samples], with 1 or 2 channels")
+        self.samples = samples
         self.sample_rate, self.num_classes, self.val_fraction = sample_rate, num_classes, val_fraction
         self.faulty: Literal["refuse", "drop"] = faulty
-        self.decode = DecodeClip(sample_rate, self.shape[0], resample, shortest)
+        self.decode = DecodeClip(sample_rate, channels, resample, shortest)
         self.dropped: collections.Counter[str] = collections.Counter()  # how many are left out, by cause
 
     @abstractmethod
@@ -120,7 +121,7 @@ class AudioData(DataModule):
             self.dropped[cause] += len(files)
             self._say(f"left out, {cause}", files)
         rows = {name: values[decoded.kept] for name, values in known.items()}
-        return Clips(decoded.samples, decoded.spans, self.shape[1], rows, decoded.facts, str(folder)), decoded
+        return Clips(decoded.samples, decoded.spans, self.samples, rows, decoded.facts, str(folder)), decoded
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         items = with_held_out(self.name, self.parts(), self.val_fraction)
@@ -132,7 +133,8 @@ class AudioData(DataModule):
             str(split): {**counts[source], **captions.get(split, {}), "count": len(source), "sha256": sha, "from": note}
             for split, (source, sha, note) in items.items()
         }
-        facts = {"shape": list(self.shape), "sample_rate": self.sample_rate, "num_classes": self.num_classes}
+        shape = [self.decode.channels, self.samples]
+        facts = {"shape": shape, "sample_rate": self.sample_rate, "num_classes": self.num_classes}
         done = {**self.decode.describe(), "dropped": dict(self.dropped)}
         return sources, Manifest(self.name, self.modality, facts | self.own_facts(), splits, done)
 
@@ -309,7 +311,12 @@ class SpokenDigits(AudioData):
         return items
 
     def _folder(self) -> Path:
-        path = fetch(DIGITS) / "recordings.tar" if self.path is None else self.path
+        path = self.path
+        if path is None:
+            try:
+                path = fetch(DIGITS) / "recordings.tar"
+            except DataError as error:
+                raise DataError(f"{error}, or set data.path to an archive or a folder of the recordings") from None
         if not path.exists():
             raise ConfigError(f"{path}: no such archive or folder (data.path); null fetches the recordings")
         if path.is_dir():

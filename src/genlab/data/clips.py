@@ -22,6 +22,7 @@ from genlab.sound import read_samples, to_full_scale
 
 EXTENSIONS = {".wav", ".flac", ".ogg"}
 CLIPPED = 3  # so many samples on end at full scale are taken for a clip that was recorded too loud
+RATES = 1_000, 768_000  # Hz, lowest and highest
 FULL = 0.9999  # from here on a sample is at full scale
 
 
@@ -65,14 +66,14 @@ class DecodeClip:
             values, rate = read_samples(path)
         except DataError as error:
             raise FaultyClip("broken", str(error)) from None
-        self._check(path, values)
+        self._check(path, values, rate)
         if rate != self.sample_rate and not self.resample:
             raise ConfigError(
                 f"{path}: {rate} Hz, data.sample_rate is {self.sample_rate}; set data.resample=true or "
                 f"data.sample_rate={rate}"
             )
         if len(values) > self.channels and self.channels > 1:
-            words = f"{path}: {len(values)} channels, data.shape wants {self.channels}; mix it down"
+            words = f"{path}: {len(values)} channels, data.channels is {self.channels}; mix it down"
             raise FaultyClip("channels", words)
         sound = to_full_scale(values).numpy()
         if self.channels == 1:
@@ -84,7 +85,9 @@ class DecodeClip:
             raise FaultyClip("too short", f"{words}; remove it or lower data.shortest")
         return sound
 
-    def _check(self, path: Path, values: Tensor) -> None:
+    def _check(self, path: Path, values: Tensor, rate: int) -> None:
+        if not RATES[0] <= rate <= RATES[1]:  # a filter for it would not fit in memory
+            raise FaultyClip("broken", f"{path}: {rate} Hz is no rate of a sound; repair or remove it")
         if values.shape[1] == 0:
             raise FaultyClip("empty", f"{path}: empty, 0 samples; remove it")
         if len(bad := (~values.isfinite()).nonzero()):
