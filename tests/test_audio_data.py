@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from data_files import cache, same  # noqa: F401
+from runs import compose_train
 from scipy.io import wavfile
 
 from genlab import sound
+from genlab.cli.build import build_data
 from genlab.data.audio import AudioData, AudioFolder, SpokenDigits
 from genlab.data.clips import is_clipped, resampled
 from genlab.data.convert_sound import spoken_digits
@@ -340,6 +342,25 @@ def test_spoken_digits_have_the_official_split_labels_and_speakers(tmp_path: Pat
     batch = next(iter(data.batches(data.train_loader(0, 4))))
     assert {*batch} == {"id", "position", "audio", "label", "speaker"}
     assert batch["audio"].shape == (4, 1, 1000)
+
+
+def test_the_shipped_configurations(tmp_path: Path) -> None:
+    """Beside a family that they do not fit, whose shape is given."""
+    archive, root = digits_archive(tmp_path / "x.tar.gz"), folder_of(tmp_path / "a")
+    for chosen in (["data=spoken_digits", f"data.path={archive}", "data.num_speakers=2"],
+                   ["data=audio_folder", f"data.root={root}", "data.num_classes=2"]):  # fmt: skip
+        options = [
+            "data.batch_size=2",
+            "data.num_workers=0",
+            "model=ddpm",
+            "model.shape=[1,8,8]",
+            "model.network.channels=1",
+        ]
+        data = build_data(compose_train([*chosen, *options]))
+        data.setup()
+        batch = next(iter(data.batches(data.train_loader(0, 2))))
+        assert batch["audio"].shape == (2, 1, 16384)
+        assert data.manifest.facts["sample_rate"] == 22050
 
 
 def test_spoken_digits_of_a_folder_are_those_of_the_archive(tmp_path: Path) -> None:
