@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from genlab.data.images import StandardImages
 from genlab.data.sources import Source
@@ -89,23 +90,38 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 def train(recipe: Recipe, images: Tensor, labels: Tensor) -> SmallCNN:
     """Images uint8 [N, 1, 28, 28], labels int64 [N] -> the trained network, in eval mode."""
     torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
     network = SmallCNN(**ARCHITECTURE)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def logits(ids: Tensor, generator: torch.Generator) -> Tensor:
+        batch = augment(images[ids], recipe, generator).contiguous(memory_format=torch.channels_last)
+        return network(batch)[1]
+
+    fit(network, recipe, labels, logits)
+    return network.eval()
+
+
+def fit(network: nn.Module, recipe: Any, labels: Tensor, logits: Callable[[Tensor, torch.Generator], Tensor]) -> None:
+    """AdamW and one cycle of the learning rate over `recipe.epochs` passes in random order.
+
+    Args:
+        labels: int64 [N].
+        logits: of the items with these ids, varied by the generator.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
     matrices = [p for p in network.parameters() if p.ndim >= 2]
     vectors = [p for p in network.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.lr,
     )
-    steps = len(images) // recipe.batch_size
+    steps = len(labels) // recipe.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.epochs * steps, pct_start=0.15)
     began = time.monotonic()
     for epoch in range(recipe.epochs):
-        order, total = torch.randperm(len(images), generator=generator), 0.0
+        order, total = torch.randperm(len(labels), generator=generator), 0.0
         for ids in order[: steps * recipe.batch_size].split(recipe.batch_size):
-            batch = augment(images[ids], recipe, generator).contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(network(batch)[1], labels[ids])
+            loss = F.cross_entropy(logits(ids, generator), labels[ids])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -113,7 +129,40 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor) -> SmallCNN:
             total += loss.item()
         left = (time.monotonic() - began) / (epoch + 1) * (recipe.epochs - epoch - 1)
         print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / steps:.4f}, {left / 60:.0f} min left", flush=True)
-    return network.eval()
+
+
+def save(path: Path, network: nn.Module, logits: Tensor, labels: Tensor, facts: dict[str, Any], seconds: float) -> None:
+    """Writes weights and their card.
+
+    Args:
+        path: NAME.safetensors.
+        logits: of the test split, [N, classes]. labels: int64 [N].
+        facts: architecture, data and recipe.
+        seconds: of the training.
+    """
+    with replacing(path) as temporary:
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
+    card = {
+        "name": path.stem,
+        "sha256": sha256_of(path),
+        "architecture": facts["architecture"],
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "data": facts["data"],
+        "test": {
+            "accuracy": round(label_accuracy(logits, labels), 6),
+            "confident_09": round(confident(logits), 6),
+            "cross_entropy": round(F.cross_entropy(logits, labels).item(), 6),
+        },
+        "recipe": facts["recipe"],
+        "command": f"python scripts/{Path(sys.argv[0]).name} " + " ".join(sys.argv[1:]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "minutes": math.ceil(seconds / 60),
+    }
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    print(f"{path}: test accuracy {card['test']['accuracy']:.4f}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> int:
@@ -133,38 +182,16 @@ def main() -> int:
         seconds = time.monotonic() - began
         with exact_float32(torch.device("cpu")):
             logits = torch.cat([network(part)[1] for part in held_out["image"].split(100)])
-        labels = held_out["label"]
-        path = args.out / f"{args.name}.safetensors"
-        with replacing(path) as temporary:
-            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
-        card = {
-            "name": args.name,
-            "sha256": sha256_of(path),
+        splits = data.manifest.splits
+        facts = {
             "architecture": ARCHITECTURE,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "data": {
-                "name": recipe.data,
-                "train": data.manifest.splits["train"]["sha256"],
-                "test": data.manifest.splits["test"]["sha256"],
-            },
-            "test": {
-                "accuracy": round(label_accuracy(logits, labels), 6),
-                "confident_09": round(confident(logits), 6),
-                "cross_entropy": round(F.cross_entropy(logits, labels).item(), 6),
-            },
+            "data": {"name": recipe.data, "train": splits["train"]["sha256"], "test": splits["test"]["sha256"]},
             "recipe": asdict(recipe),
-            "command": "python scripts/train_classifier.py " + " ".join(sys.argv[1:]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "minutes": math.ceil(seconds / 60),
         }
-        with replacing(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        save(args.out / f"{args.name}.safetensors", network, logits, held_out["label"], facts, seconds)
     except GenlabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{path}: test accuracy {card['test']['accuracy']:.4f}, {path.stat().st_size / 1e6:.2f} MB")
     return 0
 
 

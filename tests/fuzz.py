@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
+from genlab import sound
 from genlab.cli.load import load_run
+from genlab.data.audio import AudioFolder
 from genlab.data.folder import ImageFolder
 from genlab.data.readers import read_idx, read_npz
 from genlab.errors import GenlabError, OutOfMemory
@@ -96,6 +99,33 @@ def png(folder: Path) -> Reader:
         Folder(root).source("folder").batch(torch.tensor([0]), torch.tensor([0]))
 
     return Reader(originals, root / "a.png", read)
+
+
+def audio(folder: Path) -> Reader:
+    """A folder of sounds of every format that is read, with soundfile and without."""
+    import soundfile
+
+    root = folder / "sounds"
+    root.mkdir()
+    values = np.random.default_rng(0).uniform(-0.9, 0.9, (500, 2))
+    originals = []
+    for kind, form in (("PCM_16", "WAV"), ("PCM_24", "WAV"), ("PCM_U8", "WAV"), ("FLOAT", "WAV"), ("PCM_16", "FLAC"),
+                       ("VORBIS", "OGG")):  # fmt: skip
+        soundfile.write(root / "x", values, 8000, kind, format=form)
+        originals.append((root / "x").read_bytes())
+    (root / "x").unlink()
+    (root / "good.wav").write_bytes(originals[0])
+    turn = [0]
+
+    def read() -> None:
+        turn[0] += 1
+        library = soundfile if turn[0] % 2 else None
+        with mock.patch.object(sound, "_soundfile", return_value=library):
+            data = AudioFolder("f", root=str(root), samples=400, sample_rate=8000, val_fraction=0.5, batch_size=1)
+            for split in ("train", "val"):
+                list(data.batches(data.eval_loader(split)))
+
+    return Reader(originals, root / "a.wav", read)
 
 
 def npz(folder: Path) -> Reader:

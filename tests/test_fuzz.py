@@ -22,7 +22,7 @@ from data_files import cache as cache
 from genlab.cli.export import export
 from genlab.files import read_json, versions, write_json
 
-READERS = ("idx", "png", "npz", "jsonl", "config", "checkpoint", "export")
+READERS = ("idx", "png", "npz", "audio", "jsonl", "config", "checkpoint", "export")
 
 
 @pytest.fixture(scope="module")

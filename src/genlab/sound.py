@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from genlab.errors import ConfigError, DataError, unreadable
 
 FULL_SCALE = 32767  # of 16 bits: 1.0
+STREAMED = 0xFFFFF000  # sizes from here on stand in the headers of streams, whose length was not known
 
 
 def _soundfile() -> Any:
@@ -50,29 +52,62 @@ def wav(sound: Tensor, sample_rate: int, meta: Mapping[str, Any] | None = None) 
     return file.getvalue()
 
 
+def read_samples(path: Path) -> tuple[Tensor, int]:
+    """A WAV file, or another that soundfile reads (FLAC, OGG, MP3), as it is.
+
+    Returns:
+        float32 [C, T], integers of the file scaled to [-1, 1), floats unchanged; and its rate in Hz.
+
+    Raises:
+        DataError: not readable, or cut short.
+        ConfigError: no WAV, and soundfile is not installed.
+    """
+    is_wav = path.suffix.lower() == ".wav"
+    if is_wav:
+        with unreadable(path):
+            _check_whole(path)
+    if (soundfile := _soundfile()) is not None:
+        with unreadable(path):
+            values, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    elif not is_wav:
+        raise ConfigError(f'{path}: reading it needs soundfile: pip install "genlab[audio]"')
+    else:
+        from scipy.io import wavfile
+
+        with unreadable(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that are no sound
+            rate, values = wavfile.read(path)
+        kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
+        values = np.asarray(values[:, None] if values.ndim == 1 else values, np.float32)
+        values = values if kind == "f" else (values - 128) / 128 if kind == "u" else values / 2.0 ** (bits - 1)
+    return torch.from_numpy(np.ascontiguousarray(values.T)), int(rate)
+
+
+def _check_whole(path: Path) -> None:
+    """Refuses a WAV whose header promises more bytes than there are: libraries read what is left in silence."""
+    with open(path, "rb") as file:
+        name, size = file.read(4), int.from_bytes(file.read(4), "little")
+    there = path.stat().st_size
+    if name == b"RIFF" and size + 8 > there and size < STREAMED:
+        raise ValueError(f"cut short: {there} of {size + 8} bytes")
+
+
+def to_full_scale(values: Tensor) -> Tensor:
+    """Samples of a file -> [-1, 1], so that what `wav` has written from 1.0 is 1.0 again; clamped."""
+    return (values * ((FULL_SCALE + 1) / FULL_SCALE)).clamp(-1, 1)
+
+
 def read_sound(path: Path, sample_rate: int) -> Tensor:
-    """A WAV file, or another that soundfile reads (FLAC, OGG, MP3), as float32 [C, T] in [-1, 1].
+    """What `read_samples` reads, as float32 [C, T] in [-1, 1].
 
     Raises:
         DataError: not readable, or not of `sample_rate`.
         ConfigError: no WAV, and soundfile is not installed.
     """
-    if (soundfile := _soundfile()) is not None:
-        with unreadable(path):
-            values, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    elif path.suffix.lower() != ".wav":
-        raise ConfigError(f'{path}: reading it needs soundfile: pip install "genlab[audio]"')
-    else:
-        from scipy.io import wavfile
-
-        with unreadable(path):
-            rate, values = wavfile.read(path)
-        kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
-        values = np.asarray(values, np.float32).reshape(len(values), -1)
-        values = values if kind == "f" else (values - 128) / 128 if kind == "u" else values / 2.0 ** (bits - 1)
+    values, rate = read_samples(path)
     if rate != sample_rate:
         raise DataError(f"{path}: {rate} Hz, expected {sample_rate} Hz; convert it")
-    return (torch.from_numpy(np.ascontiguousarray(values.T)) * ((FULL_SCALE + 1) / FULL_SCALE)).clamp(-1, 1)
+    return to_full_scale(values)
 
 
 def spectrogram(sound: Tensor, sample_rate: int, height: int = 128) -> Image.Image:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import copy
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -18,14 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genlab.data.characters import text_blocks
-from genlab.data.documents import HALF, fingerprint
-from genlab.data.folder import Crop, Decode, ImageFiles, Resize, cached, list_images, split_folders
+from genlab.data.caption_files import CaptionFiles
+from genlab.data.documents import fingerprint
+from genlab.data.folder import EXTENSIONS, Crop, Decode, ImageFiles, Resize, cached, split_folders
 from genlab.data.images import ImageData, ImageOptions, Parts
 from genlab.data.manifest import Manifest, digest
 from genlab.data.module import SPLITS, Positive, Split
 from genlab.data.pairs import ENDED
-from genlab.data.parallel import lines
 from genlab.data.sources import Batch, Source, keyed
 from genlab.data.vocabulary import (
     PAD,
@@ -164,7 +159,7 @@ class CaptionedImages(ImageData):
         sources, manifest = super().load()
         own = {split: source for split, source in sources.items() if isinstance(source, Captioned)}
         own["train"].seed = self.seed
-        self.tokenizer = self._vocabulary(own)
+        self.tokenizer = caption_vocabulary(self.name, own, self.kind, self.vocabulary, self.vocab_size)
         tokens_of = encoder(self.kind if self.vocabulary is None else "byte_bpe", self.tokenizer)
         unknown = self.tokenizer.token_to_id(UNKNOWN)
         counts: dict[Source, dict[str, Any]] = {}
@@ -187,16 +182,6 @@ class CaptionedImages(ImageData):
         }
         return sources, replace(manifest, facts=facts, splits=splits)
 
-    def _vocabulary(self, sources: Mapping[Split, Captioned]) -> Any:
-        if self.vocabulary is not None:
-            return read_vocabulary(self.vocabulary, self.vocab_size)
-        texts = {s: [text for several in source.captions for text in several] for s, source in sources.items()}
-        alphabet = sorted({character for several in texts.values() for text in several for character in text})
-        special = special_tokens(self.kind, (PAD,), {})
-        tokenizer = train_tokenizer(self.kind, self.vocab_size, texts["train"], alphabet, special)
-        check_size(tokenizer, self.vocab_size, f"{self.name}: the {self.kind} vocabulary", "tokens")
-        return tokenizer
-
     def _same_pictures(self, source: Captioned, seen: set[bytes]) -> int | None:
         if source.nbytes is None or source.nbytes > self.resident_max:
             return None
@@ -213,6 +198,24 @@ class CaptionedImages(ImageData):
 
     def _check(self, source: Source) -> None:
         super()._check(source.images if isinstance(source, Captioned) else source)
+
+
+def caption_vocabulary(
+    name: str, sources: Mapping[Split, Captioned], kind: Kind, vocabulary: str | None, vocab_size: int
+) -> Any:
+    """The tokenizer of captions: a pretrained model's, or one trained on those of train.
+
+    Raises:
+        ConfigError: another size of the vocabulary.
+    """
+    if vocabulary is not None:
+        return read_vocabulary(vocabulary, vocab_size)
+    texts = {s: [text for several in source.captions for text in several] for s, source in sources.items()}
+    alphabet = sorted({character for several in texts.values() for text in several for character in text})
+    special = special_tokens(kind, (PAD,), {})
+    tokenizer = train_tokenizer(kind, vocab_size, texts["train"], alphabet, special)
+    check_size(tokenizer, vocab_size, f"{name}: the {kind} vocabulary", "tokens")
+    return tokenizer
 
 
 def repeated(items: Iterable[Hashable], seen: set[Any]) -> int:
@@ -260,89 +263,27 @@ class CaptionedFolder(CaptionedImages):
         super().__init__(name, **options)
         if captions is not None and Path(captions).suffix not in (".jsonl", ".csv"):
             raise ConfigError(f"data.captions={captions}: give a .jsonl or a .csv, or null for .txt files")
-        self.root, self.table, self.fields = Path(root).expanduser(), captions, (file_field, caption_field)
-        self.faulty, self.cache_max, self.decode = faulty, cache_max, Decode(self.shape, resize, crop)
-        self.dropped: collections.Counter[str] = collections.Counter()
+        self.root, self.cache_max, self.decode = Path(root).expanduser(), cache_max, Decode(self.shape, resize, crop)
+        self.files = CaptionFiles(captions, (file_field, caption_field), faulty, EXTENSIONS)
 
     def filter(self) -> dict[str, Any]:
-        return self.decode.describe() | {"dropped": dict(self.dropped)}
+        return self.decode.describe() | {"dropped": dict(self.files.dropped)}
 
     def parts(self) -> Parts:
         out: Parts = {}
         for split, folder in split_folders(self.root).items():
-            items = self._beside(folder) if self.table is None else self._listed(folder, folder / self.table)
-            paths = sorted(items) if self.faulty == "refuse" else self._readable(folder, sorted(items))
+            items = self.files.read(folder)
+            paths = sorted(items) if self.files.faulty == "refuse" else self._readable(folder, sorted(items))
             if not paths:
                 raise ConfigError(f"{folder}: holds 0 images with a caption; see docs/data.md for what is read")
             captions, files = [items[path] for path in paths], ImageFiles(paths, None, self.decode, str(folder))
             images, sha256 = cached(files, folder, self.name, self.cache_max)
             facts = [{"file": path.relative_to(folder).as_posix()} for path in paths]
             out[split] = Captioned(images, captions, facts), digest([sha256, captions])
-        if self.dropped:
-            words = ", ".join(f"{cause} {count}" for cause, count in self.dropped.items())
+        if self.files.dropped:
+            words = ", ".join(f"{cause} {count}" for cause, count in self.files.dropped.items())
             tqdm.write(f"{self.name}: left out of {self.root}: {words}")
         return out
-
-    def _fault(self, cause: str, words: str) -> None:
-        if self.faulty == "refuse":
-            raise DataError(f"{words}; data.faulty=drop leaves it out")
-        self.dropped[cause] += 1
-
-    def _beside(self, folder: Path) -> dict[Path, list[str]]:
-        """Captions of each image with a .txt."""
-        items: dict[Path, list[str]] = {}
-        taken: dict[Path, Path] = {}
-        for path in list_images(folder, [])[0]:
-            text = path.with_suffix(".txt")
-            if (first := taken.setdefault(text, path)) is not path:
-                self._fault("same .txt", f"{path}: {text.name} is that of {first.name} already; rename one of the two")
-            elif not text.is_file():
-                self._fault("no caption", f"{path}: no {text.name} beside it; write it")
-            else:
-                self._read(items, path, text)
-        return items
-
-    def _read(self, items: dict[Path, list[str]], path: Path, text: Path) -> None:
-        try:
-            captions = [(number, line) for number, line in enumerate(lines(text), 1) if line.strip()]
-        except DataError as error:
-            return self._fault("broken text", str(error))
-        if not captions:
-            self._fault("empty caption", f"{text}: empty, no caption")
-        for number, line in captions:
-            self._add(items, path, line, f"{text}:{number}")
-
-    def _listed(self, folder: Path, table: Path) -> dict[Path, list[str]]:
-        """Captions of each image of a table."""
-        items: dict[Path, list[str]] = {}
-        for where, record in _rows(table):
-            if record is None:
-                kind = "a JSON object" if table.suffix == ".jsonl" else "as many cells as the header has"
-                self._fault("broken row", f"{where}: expected {kind}")
-                continue
-            if unknown := [field for field in self.fields if field not in record]:
-                known = ", ".join(map(repr, record))
-                where += f": no field {unknown[0]!r}, only {known}"
-                raise ConfigError(f"{where}; set data.file_field and data.caption_field")
-            name, captions = str(record[self.fields[0]]), record[self.fields[1]]
-            path = folder / name
-            if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
-                self._fault("no file", f"{where}: no file {name!r} in {folder}")
-                continue
-            for caption in captions if isinstance(captions, list) and captions else [captions]:
-                self._add(items, path, caption, where)
-        return {path: captions for path, captions in items.items() if captions}
-
-    def _add(self, items: dict[Path, list[str]], path: Path, caption: Any, where: str) -> None:
-        several = items.setdefault(path, [])
-        if not isinstance(caption, str) or HALF.search(caption):
-            self._fault("broken row", f"{where}: the caption is no text of whole characters")
-        elif not (text := caption.strip()):
-            self._fault("empty caption", f"{where}: the caption of {path.name} is empty")
-        elif text in several:
-            self._fault("same caption", f"{where}: {path.name} has this caption already")
-        else:
-            several.append(text)
 
     def _readable(self, folder: Path, paths: list[Path]) -> list[Path]:
         """The images that can be decoded; which these are is looked at once, and remembered."""
@@ -361,28 +302,5 @@ class CaptionedFolder(CaptionedImages):
         key = digest([str(folder.resolve()), fingerprint(folder, paths), self.decode.shape, self.decode.describe()])
         stored = made_once(cache_root() / "folders" / f"readable-{key[:24]}", make) / "broken.json"
         if broken := {*read_json(stored)}:
-            self.dropped["broken image"] += len(broken)
+            self.files.dropped["broken image"] += len(broken)
         return [path for place, path in enumerate(paths) if place not in broken]
-
-
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """(file and line, record) of a table; None where it is broken.
-
-    Raises:
-        ConfigError: no such file.
-        DataError: it is not UTF-8.
-    """
-    if table.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO("".join(text_blocks(table)), newline=""))
-        try:
-            for record in reader:
-                yield f"{table}:{reader.line_num}", None if None in record or None in record.values() else record
-        except csv.Error as error:
-            raise DataError(f"{table}:{reader.line_num}: {error}; repair it") from None
-        return
-    for number, line in enumerate(lines(table), 1):
-        if line.strip():
-            try:
-                yield f"{table}:{number}", dict(json.loads(line))
-            except (ValueError, TypeError, RecursionError):
-                yield f"{table}:{number}", None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,12 +173,7 @@ class ImageFolder(ImageData):
 
     def parts(self) -> Parts:
         folders = split_folders(self.root)
-        classes = sorted(path.name for path in folders["train"].iterdir() if path.is_dir() and path.name[0] != ".")
-        if self.num_classes is not None and len(classes) != self.num_classes:
-            raise ConfigError(
-                f"{folders['train']} has {len(classes)} class folders, data.num_classes is {self.num_classes}; "
-                f"set data.num_classes={len(classes) or 'null'}"
-            )
+        classes = class_folders(folders["train"], self.num_classes)
         out: Parts = {}
         for split, folder in folders.items():
             paths, labels = list_images(folder, classes)
@@ -202,6 +197,21 @@ def split_folders(root: Path) -> dict[Split, Path]:
     return {split: root / split for split in SPLITS if (root / split).is_dir()}
 
 
+def class_folders(folder: Path, num_classes: int | None) -> list[str]:
+    """Names of the class folders of the train split, in alphabetical order.
+
+    Raises:
+        ConfigError: not `num_classes` of them.
+    """
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    if num_classes is not None and len(classes) != num_classes:
+        raise ConfigError(
+            f"{folder} has {len(classes)} class folders, data.num_classes is {num_classes}; "
+            f"set data.num_classes={len(classes) or 'null'}"
+        )
+    return classes
+
+
 def cached(files: ImageFiles, folder: Path, name: str, cache_max: int) -> tuple[Source, str]:
     """The images, decoded once into a memory-mapped file if that has at most `cache_max` bytes, and the sha256 that
     identifies them: of their names and contents, or of their names and sizes where they stay files."""
@@ -214,34 +224,36 @@ def cached(files: ImageFiles, folder: Path, name: str, cache_max: int) -> tuple[
     return ImageArrays(image, files.label, files.origin), sha256
 
 
-def list_images(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    """Paths of the images, sorted, and their labels; without classes the labels are empty.
+def list_images(
+    folder: Path, classes: list[str], extensions: Collection[str] = EXTENSIONS, kind: str = "image"
+) -> tuple[list[Path], list[int]]:
+    """Paths of the images (or of another `kind` of files), sorted, and their labels; none without classes.
 
     Raises:
         DataError: an image outside the class folders, a class without an image, a class that training does not have.
     """
     if not classes:
-        return _images(folder), []
-    if loose := _images(folder, deep=False):
+        return _files(folder, extensions), []
+    if loose := _files(folder, extensions, deep=False):
         raise DataError(f"{loose[0]}: lies beside the class folders ({', '.join(classes[:3])}, ...); move it into one")
     extra = sorted({path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."} - set(classes))
     if extra:
-        raise DataError(f"{folder / extra[0]}: a class that the training images do not have")
+        raise DataError(f"{folder / extra[0]}: a class that the training {kind}s do not have")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images(folder / name) if (folder / name).is_dir() else []
-        if not found:
-            raise DataError(f"{folder / name}: a class folder with 0 images; remove it or fill it")
-        paths += found
-        labels += [label] * len(found)
+        own = _files(folder / name, extensions) if (folder / name).is_dir() else []
+        if not own:
+            raise DataError(f"{folder / name}: a class folder with 0 {kind}s; remove it or fill it")
+        paths += own
+        labels += [label] * len(own)
     return paths, labels
 
 
-def _images(folder: Path, deep: bool = True) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.glob("*")
+def _files(folder: Path, extensions: Collection[str], deep: bool = True) -> list[Path]:
+    there = folder.rglob("*") if deep else folder.glob("*")
     return sorted(
-        path for path in found if path.suffix.lower() in EXTENSIONS and path.name[0] != "." and path.is_file()
+        path for path in there if path.suffix.lower() in extensions and path.name[0] != "." and path.is_file()
     )
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from genlab.data.fetch import fetch, find
+from genlab.data.held_out import Items, with_held_out
 from genlab.data.manifest import Manifest, digest
 from genlab.data.module import Common, DataModule, Split
-from genlab.data.order import permutation
 from genlab.data.readers import read_cifar, read_idx, read_npz
 from genlab.data.sources import Batch, DatasetSource, ImageArrays, Source, check_label, keyed
 from genlab.errors import ConfigError, DataError
@@ -80,26 +80,11 @@ class ImageData(DataModule):
         return {}
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
-        items: dict[Split, tuple[Source, str, str]] = {}  # the items, their sha256, where they come from
+        items: Items = {}
         for split, (source, sha256) in self.parts().items():
             self._check(source)
             items[split] = self._of_classes(source), digest([sha256, self.subset]), self.notes.get(split, "own")
-        if self.val_fraction:
-            whole, sha256, _ = items["train"]
-            held_out = round(len(whole) * self.val_fraction)
-            order = permutation(len(whole), seed=0, epoch=0)  # the same for every seed of a run
-            for split, note, ids in (
-                ("val", f"{self.val_fraction} of train", order[:held_out]),
-                ("train", f"train without {self.val_fraction}", order[held_out:]),
-            ):
-                items[split] = whole.select(np.sort(ids)), digest([sha256, note]), note
-        if len(items) == 1:
-            raise ConfigError(
-                f"data {self.name!r}: validation has 0 items, train {len(items['train'][0])}; set data.val_fraction=0.1"
-            )
-        for split, other in (("val", "test"), ("test", "val")):
-            if split not in items:
-                items[split] = (*items[other][:2], f"alias of {other}")  # type: ignore[index]
+        items = with_held_out(self.name, items, self.val_fraction)
         splits: dict[str, dict[str, Any]] = {
             split: {"count": len(source), "sha256": sha, "from": note} for split, (source, sha, note) in items.items()
         }

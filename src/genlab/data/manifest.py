@@ -21,8 +21,9 @@ class Manifest:
 
     Attributes:
         name: of the data set.
-        modality: 'image' or 'text'.
-        facts: image: shape [C,H,W], num_classes; text: vocab_size, block_size, vocabulary's sha256.
+        modality: 'image', 'text' or 'audio'.
+        facts: image: shape [C,H,W], num_classes; audio: shape [C,T], sample_rate, num_classes; text: vocab_size,
+            block_size, vocabulary's sha256.
         splits: 'train', 'val', 'test' -> {count, sha256, from}: sha256 identifies the content; `from` says how the
             split was made (e.g. 'alias of test').
         filter: what was done to the items: resize, crop, subset of classes, ...

@@ -154,7 +154,7 @@ class DataModule(pl.LightningDataModule, ABC):
     A subclass gives `modality`, `load` and, where raw is not what the model reads, `finish`.
 
     Attributes:
-        modality: 'image' or 'text'.
+        modality: 'image', 'text' or 'audio'.
         name: of the data set.
         manifest: after `setup`.
         tokenizer: text only (`tokenizers.Tokenizer`), after `setup`.

@@ -5,7 +5,6 @@ Nothing is ever downloaded.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,68 +13,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genlab.errors import CheckpointError, ConfigError
+from genlab.errors import ConfigError
 from genlab.evaluation.inception import inception_v3
 from genlab.evaluation.network_extractor import EXTRACTORS, Extractor, NetworkExtractor, exact_float32
+from genlab.evaluation.small_cnn import WEIGHTS, SmallCNN, shipped
+from genlab.evaluation.sounds import sound_classifier
 from genlab.files import sha256_of
 from genlab.folders import load_folder
 
 __all__ = ["EXTRACTORS", "WEIGHTS", "Extractor", "NetworkExtractor", "SmallCNN", "exact_float32", "load_extractor"]
 
-WEIGHTS = Path(__file__).parent / "weights"
 HUB_WEIGHTS = "model.safetensors"
 DINOV2_SIZE = 224  # of Stein et al. 2023, whatever size the model was made for: DINOv2 interpolates its positions
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, deviation of pixels in [0, 1]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-class Block(nn.Module):
-    """3x3 convolution, batch norm, ReLU; adds its input where the widths agree."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, outputs, H, W]."""
-        y = F.relu(self.norm(self.conv(x)))
-        return x + y if x.shape == y.shape else y
-
-
-class SmallCNN(nn.Module):
-    """Classifier whose penultimate layer serves as a feature space for metrics.
-
-    Args:
-        channels: widths at 28x28, 14x14 and 7x7.
-        features: width of the penultimate layer (the pooled output of the last convolution, after its ReLU).
-        classes: number of logits.
-        dropout: on the features, in training only.
-    """
-
-    size = 28  # height and width of the images it takes
-
-    def __init__(
-        self,
-        channels: tuple[int, int, int] = (32, 48, 96),
-        features: int = 128,
-        classes: int = 10,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        a, b, c = channels
-        self.blocks = nn.Sequential(
-            Block(1, a), nn.MaxPool2d(2), Block(a, b), Block(b, b), nn.MaxPool2d(2), Block(b, c), Block(c, c)
-        )
-        self.last = nn.Conv2d(c, features, 1)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(features, classes)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 or float in [0, 255], [B, 1, 28, 28] -> features [B, features], logits [B, classes], both float32."""
-        x = images.to(torch.float32).div(127.5).sub(1)
-        x = F.relu(self.last(self.blocks(x))).mean((2, 3))
-        return x, self.head(self.dropout(x))
 
 
 def classifier(name: str, batch: int | None, device: torch.device | str, path: str | None = None) -> NetworkExtractor:
@@ -84,22 +35,12 @@ def classifier(name: str, batch: int | None, device: torch.device | str, path: s
     Raises:
         CheckpointError: the weights are not the ones that the JSON describes.
     """
-    file = Path(path) if path else WEIGHTS / f"{name}.safetensors"
-    try:
-        card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        digest = sha256_of(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot read the weights or their .json ({error}): reinstall genlab") from error
-    if digest != card["sha256"]:
-        raise CheckpointError(
-            f"{file}: sha256 is {digest[:12]}..., its .json says {card['sha256'][:12]}...: reinstall genlab or train "
-            f"it again with scripts/train_classifier.py"
-        )
+    card, file = shipped(name, path)
     network = SmallCNN(**card["architecture"])
     network.load_state_dict(load_file(file))
     labels = card["architecture"]["classes"]
     return NetworkExtractor(
-        name, network, digest, channels=1, size=SmallCNN.size, labels=labels, batch=batch or 100, device=device
+        name, network, card["sha256"], channels=1, size=SmallCNN.size, labels=labels, batch=batch or 100, device=device
     )
 
 
@@ -189,6 +130,7 @@ def hub_extractor(name: str, batch: int | None, device: torch.device | str, path
 EXTRACTORS.update({
     "mnist-cnn": classifier,
     "fashion-cnn": classifier,
+    "spoken-digits-cnn": sound_classifier,
     "inception-v3-compat": inception_v3,
     "inception-v3-compat-fast": inception_v3,
     **dict.fromkeys(KINDS, hub_extractor),

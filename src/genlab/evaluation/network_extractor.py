@@ -82,7 +82,7 @@ class NetworkExtractor:
         self.network = network.to(self.device).float().eval().requires_grad_(False)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """See Extractor.features. Every call of the network has `batch` rows; the last one is padded with zeros.
+        """See Extractor.features.
 
         Raises:
             ConfigError: the images' size or number of channels is not what the network takes.
@@ -98,12 +98,16 @@ class NetworkExtractor:
                 f"{takes} {self.size}x{self.size} images, these are {height}x{width}: "
                 f"set evaluation.extractor.resize={self.size} or choose {other}"
             )
+        return self.outputs(images.expand(-1, self.channels, -1, -1))
+
+    def outputs(self, items: Tensor) -> dict[str, Tensor]:
+        """What the network gives for items [N, ...] that it takes. Every call of it has `batch` rows; the last one is
+        padded with zeros."""
         parts: list[tuple[Tensor, ...]] = []
         with exact_float32(self.device):
-            for part in images.split(self.batch):
-                full = torch.zeros(self.batch, *images.shape[1:], dtype=torch.uint8)
+            for part in items.split(self.batch):
+                full = torch.zeros(self.batch, *items.shape[1:], dtype=items.dtype)
                 full[: len(part)] = part.cpu()
-                rows = full.expand(-1, self.channels, -1, -1).to(self.device)
-                parts.append(tuple(out[: len(part)].float().cpu() for out in self.network(rows)))
+                parts.append(tuple(out[: len(part)].float().cpu() for out in self.network(full.to(self.device))))
         names = ("features", "logits") if self.has_logits else ("features",)
         return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(names)}
