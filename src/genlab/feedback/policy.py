@@ -111,7 +111,7 @@ class PolicyGradient(Feedback):
         prompts = prompts.repeat_interleave(group, 0)
         seeds = torch.stack([noise.fold_in(keys, k) for k in range(group)], 1).flatten()
         tokens, lengths = self.sampler.decode(model, prompts, seeds).tokens, lengths_of(prompts)
-        if model.context is not None and tokens.shape[1] > model.context:
+        if model.context is not None and tokens.shape[1] > model.context + 1:  # the last token is not read
             raise ConfigError(
                 f"feedback.max_new_tokens={self.sampler.max_new_tokens}: with a prompt of {int(lengths.max())} tokens "
                 f"beyond the context of {model.context}; lower it"
