@@ -267,7 +267,8 @@ class JudgeScores(Metric):
     def __init__(self, judge: Judge, called: str = "judge") -> None:
         super().__init__()
         self.keep(judge=judge, called=called)
-        self.modality, self.outputs, self.column = judge.modality, (f"{called}_mean", f"{called}_std"), called
+        self.modality = getattr(judge, "modality", None)  # of a stored record: the judge's name alone
+        self.outputs, self.column = (f"{called}_mean", f"{called}_std"), called
 
     def compute(self) -> dict[str, float]:
         items = self.judged
