@@ -458,3 +458,14 @@ def test_answers_are_drawn_from_the_policys_own_distribution() -> None:
     never[[0, 6]] = -torch.inf
     ends = torch.tensor([0.0, 1 - 2.0**-24])
     assert Ancestral().choose(never.expand(2, 7), ends)[0].tolist() == [1, 5]
+
+
+def test_answers_that_come_to_their_end_are_finished() -> None:
+    model, ours = policy(), feedback(stop=["a"], max_new_tokens=5)
+    end = tokenizer().token_to_id(END)
+    rows_of = {True: [[end], [*encode(tokenizer(), "bca")]], False: [[*encode(tokenizer(), "bcdeb")]]}
+    for ended, answers in rows_of.items():
+        assert all(ours._ended(model, torch.tensor(answer)) is ended for answer in answers)
+    drawn = ours.draw(model, questions("what is it", "and this"))
+    lengths = drawn.counted.sum(1)
+    assert float(drawn.report["unfinished"]) <= float((lengths == 5).float().mean())

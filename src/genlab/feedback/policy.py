@@ -107,7 +107,7 @@ class PolicyGradient(Feedback):
     @torch.no_grad()
     def rollout(self, model: Any, batch: Mapping[str, Tensor], keys: Tensor) -> Rollout:
         prompts, condition = model.prompts_of(batch, self.prompt_tokens, keys)
-        group, count = self.group, len(keys) * self.group
+        group = self.group
         prompts = prompts.repeat_interleave(group, 0)
         seeds = torch.stack([noise.fold_in(keys, k) for k in range(group)], 1).flatten()
         tokens, lengths = self.sampler.decode(model, prompts, seeds).tokens, lengths_of(prompts)
@@ -127,15 +127,22 @@ class PolicyGradient(Feedback):
             with model.reference.inside(model.network):
                 reference = model.token_log_p(rows, counted)
         length = counted.sum(1).float()
+        ended = [float(self._ended(model, row[own])) for row, own in zip(tokens, counted, strict=True)]
         report = {
             "reward": rewards.mean(),
             "reward_deviation": rewards.std(1).mean() if group > 1 else rewards.new_zeros(()),
             "flat_groups": (rewards == rewards[:, :1]).all(1).float().mean(),
             "length": length.mean(),
-            "unfinished": (length == self.sampler.max_new_tokens).float().mean(),
+            "unfinished": 1 - length.new_tensor(ended).mean(),
         }
-        assert len(rows) == count
         return Rollout(rows, counted, answer, advantages(rewards, self.advantage).flatten(), reference, report)
+
+    def _ended(self, model: Any, answer: Tensor) -> bool:
+        """Whether an answer has come to its end, and not to the bound of its length."""
+        if int(answer[-1]) == getattr(model, "end", None):
+            return True
+        text = model.tokenizer.decode(answer.tolist(), skip_special_tokens=False) if self.sampler.stop else ""
+        return any(stop in text for stop in self.sampler.stop)
 
     # ---- the loss
 
