@@ -461,7 +461,7 @@ def test_answers_are_drawn_from_the_policys_own_distribution() -> None:
 
 
 def test_answers_that_come_to_their_end_are_finished() -> None:
-    model, ours = policy(), feedback(stop=["a"], max_new_tokens=5)
+    model, ours = policy(), feedback(stop=["a"], max_new_tokens=5, kl=0.0)
     end = tokenizer().token_to_id(END)
     rows_of = {True: [[end], [*encode(tokenizer(), "bca")]], False: [[*encode(tokenizer(), "bcdeb")]]}
     for ended, answers in rows_of.items():
