@@ -206,7 +206,7 @@ def test_the_weight_of_the_kl_goes_to_its_target_and_is_kept() -> None:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     losses = ours.losses(model, questions("what", "is it"))
-    ours.after_step(model)
+    ours.at_step(model)
     away = min(max(float(losses["kl"]) - 1, -0.2), 0.2)
     assert ours.weight == pytest.approx(0.1 * (1 + 0.1 * away))
     other = feedback(kl=0.1, kl_target=1.0)
@@ -465,7 +465,7 @@ def test_answers_that_come_to_their_end_are_finished() -> None:
     end = tokenizer().token_to_id(END)
     rows_of = {True: [[end], [*encode(tokenizer(), "bca")]], False: [[*encode(tokenizer(), "bcdeb")]]}
     for ended, answers in rows_of.items():
-        assert all(ours._ended(model, torch.tensor(answer)) is ended for answer in answers)
+        assert all(ours._ended(model, answer) is ended for answer in answers)
     drawn = ours.draw(model, questions("what is it", "and this"))
     lengths = drawn.counted.sum(1)
     assert float(drawn.report["unfinished"]) <= float((lengths == 5).float().mean())

@@ -33,8 +33,8 @@ class Feedback(ABC):
     def losses(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scalars, means over the batch; "loss" is minimised. Draws are keyed by `model.keys(batch)`."""
 
-    def after_step(self, model: Any) -> None:  # noqa: B027 - most have nothing to do
-        """After each optimizer step."""
+    def at_step(self, model: Any) -> None:  # noqa: B027 - most have nothing to do
+        """Once for each optimizer step, when its gradients are there."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

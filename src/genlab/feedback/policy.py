@@ -118,7 +118,8 @@ class PolicyGradient(Feedback):
             )
         after = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
         counted = after & (tokens != ENDED)
-        texts = [model.answer_text(row[own]) for row, own in zip(tokens, counted, strict=True)]
+        answers = [row[own].tolist() for row, own in zip(tokens.cpu(), counted.cpu(), strict=True)]
+        texts = [model.answer_text(ids) for ids in answers]
         told = {name: [value for value in values for _ in range(group)] for name, values in condition.items()}
         rewards = self.reward(Samples(Text(), texts), told).to(tokens.device).view(-1, group).float()
         rows, answer = tokens.clamp(min=0), counted.nonzero()[:, 0]
@@ -127,7 +128,7 @@ class PolicyGradient(Feedback):
             with model.reference.inside(model.network):
                 reference = model.token_log_p(rows, counted)
         length = counted.sum(1).float()
-        ended = [float(self._ended(model, row[own])) for row, own in zip(tokens, counted, strict=True)]
+        ended = [float(self._ended(model, ids)) for ids in answers]
         report = {
             "reward": rewards.mean(),
             "reward_deviation": rewards.std(1).mean() if group > 1 else rewards.new_zeros(()),
@@ -137,11 +138,11 @@ class PolicyGradient(Feedback):
         }
         return Rollout(rows, counted, answer, advantages(rewards, self.advantage).flatten(), reference, report)
 
-    def _ended(self, model: Any, answer: Tensor) -> bool:
+    def _ended(self, model: Any, answer: list[int]) -> bool:
         """Whether an answer has come to its end, and not to the bound of its length."""
-        if int(answer[-1]) == getattr(model, "end", None):
+        if answer[-1] == getattr(model, "end", None):
             return True
-        text = model.tokenizer.decode(answer.tolist(), skip_special_tokens=False) if self.sampler.stop else ""
+        text = model.tokenizer.decode(answer, skip_special_tokens=False) if self.sampler.stop else ""
         return any(stop in text for stop in self.sampler.stop)
 
     # ---- the loss
@@ -184,7 +185,7 @@ class PolicyGradient(Feedback):
 
     # ---- the weight of the KL
 
-    def after_step(self, model: Any) -> None:
+    def at_step(self, model: Any) -> None:
         """Moves the weight of the KL towards the target: equation 2 of arXiv 1909.08593 and the lines after it."""
         if self.kl_target is None or self._kl is None:
             self._kl, self._parts = None, 0

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from genlab.errors import ConfigError
 from genlab.feedback.base import Feedback, Reference, evaluating
-from genlab.objectives.preferences import PreferenceLoss, preference_loss
-
-SIDES = ("chosen", "rejected")
+from genlab.objectives.preferences import SIDES, PreferenceLoss, preference_loss
 
 
 class PreferenceFeedback(Feedback):

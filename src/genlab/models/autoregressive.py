@@ -157,6 +157,6 @@ class AutoregressiveModel(CausalModel):
             "prompt": [str(self.tokenizer.decode(row, skip_special_tokens=False)) for row in prompts.tolist()]
         }
 
-    def answer_text(self, tokens: Tensor) -> str:
-        """Text of a continuation, int64 [T]."""
-        return str(self.tokenizer.decode(tokens.tolist()))
+    def answer_text(self, ids: list[int]) -> str:
+        """Text of a continuation's tokens."""
+        return str(self.tokenizer.decode(ids))

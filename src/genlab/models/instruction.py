@@ -150,12 +150,13 @@ class InstructionModel(CausalModel):
     def prompts_of(self, batch: Mapping[str, Tensor], tokens: int, keys: Tensor) -> tuple[Tensor, dict[str, list[str]]]:
         """What the items of a batch are answers to, int64 [B, P], -1 after the end; and what a judge is told of it."""
         told = {"source": batch["source"], "reference": batch["labels"]}
-        texts = {name: [self.answer_text(row[row >= 0]) for row in rows] for name, rows in told.items()}
+        texts = {
+            name: [self.answer_text([i for i in row if i >= 0]) for row in rows.tolist()] for name, rows in told.items()
+        }
         return self.prompts(batch["source"]), texts
 
-    def answer_text(self, tokens: Tensor) -> str:
-        """Text of an answer, int64 [T], or of a source."""
-        ids = tokens.tolist()
+    def answer_text(self, ids: list[int]) -> str:
+        """Text of the tokens of an answer, or of a source."""
         return str(self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.end else ids))
 
     # ---- generation

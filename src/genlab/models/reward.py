@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from genlab.models.trained import TrainedModel
 from genlab.networks.attention import whole_sequences
-from genlab.objectives.preferences import bradley_terry
-
-SIDES = ("chosen", "rejected")
+from genlab.objectives.preferences import SIDES, bradley_terry
 
 
 class RewardModel(TrainedModel):

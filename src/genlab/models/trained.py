@@ -191,7 +191,7 @@ class TrainedModel(pl.LightningModule, ABC):
         finite = keep_finite(self.parameters(), self.grad_norm)
         self.updates, self.skipped = self.updates + finite, self.skipped + (not finite)
         if self.feedback is not None:
-            self.feedback.after_step(self)
+            self.feedback.at_step(self)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PreferenceLoss = Literal["dpo", "ipo", "kto"]
+SIDES = ("chosen", "rejected")  # of a pair, in a batch
 
 
 def preference_loss(

@@ -7,6 +7,7 @@ drifted apart and the entering tone is gone. What real poems reach is the floor 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
@@ -79,9 +80,9 @@ class VerseJudge(Judge):
 
     modality = "text"
 
+    @abstractmethod
     def score(self, lines: Sequence[str]) -> float:
         """Number of a poem by its lines, in 0..1."""
-        raise NotImplementedError
 
     def judge(self, samples: Samples, condition: Mapping[str, Sequence[Any]]) -> list[float]:
         prompts = [str(prompt) for prompt in condition.get("prompt", [""] * len(samples))]
