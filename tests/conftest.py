@@ -12,6 +12,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline",
 import pytest
 
 import genlab  # noqa: F401  its import hook must be there before a test imports Lightning
+from genlab.cli import targets
 
 # A process that is killed loses nothing for want of it, only a machine that goes down does; a disk makes tests wait.
 os.fsync = lambda descriptor: None  # type: ignore[assignment]
@@ -29,6 +30,12 @@ def root() -> Path:
 def _runs_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test leaves runs in the repository."""
     monkeypatch.setenv("GENLAB_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def _allow_list_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that a test runs in this process reads GENLAB_ALLOW for good; the next test has its own."""
+    monkeypatch.setattr(targets, "_settled", None)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

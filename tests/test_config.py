@@ -35,7 +35,6 @@ Run = Callable[..., tuple[Any, str, list[Any]]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs an entry point with a body of the test's own: (exit code, stderr, seeds of the bodies that ran)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(targets, "_settled", None)
 
     def go(
         *arguments: str, body: Callable[[Any], Any] = lambda cfg: None, entry: str = "train"

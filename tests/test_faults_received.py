@@ -104,7 +104,6 @@ def test_bounds_of_data_hold_in_python(options: dict[str, Any], message: str) ->
 @pytest.mark.faults(31)
 def test_the_allow_list_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENLAB_ALLOW", "mine")
-    monkeypatch.setattr(targets, "_settled", None)
     targets.settle()
     monkeypatch.setenv("GENLAB_ALLOW", "mine,subprocess")
     assert targets.user_packages() == ["mine"]
