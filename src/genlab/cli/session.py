@@ -56,6 +56,7 @@ from genlab.files import folder_or_cached, write_json
 from genlab.models.base import GenerativeModel
 from genlab.models.schedule import Schedule
 from genlab.models.trained import Plan, TrainedModel
+from genlab.networks.attention import attend_by_products
 from genlab.runs.checkpoint import AtomicCheckpointIO, load_last, sweep_temporaries
 from genlab.runs.directory import RunDirectory, find_run
 from genlab.runs.pulse import Pulse
@@ -118,6 +119,8 @@ def train_session(run: RunDirectory) -> None:
     elif config.init_from is not None and model.feedback is None:
         load_first_weights(config, model, data)
     device = choose_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
+    if device.type == "cpu" and config.trainer.precision == "bf16-mixed":
+        attend_by_products(model)
     model.prepare(data, torch.device("cuda", here.local) if device.type == "cuda" else device)
     if here.rank == 0:
         if data.tokenizer is not None:

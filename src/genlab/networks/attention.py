@@ -41,6 +41,14 @@ def whole_sequences(network: nn.Module) -> Iterator[None]:
         config._attn_implementation = "sdpa"
 
 
+def attend_by_products(model: nn.Module) -> None:
+    """Networks of transformers within a model attend by plain matrix products where they would by torch's SDPA, whose
+    backward pass on a CPU is many times slower in bfloat16 than those are."""
+    for network in model.modules():
+        if hasattr(network, "set_attn_implementation") and network.config._attn_implementation == "sdpa":
+            network.set_attn_implementation("eager")
+
+
 def logits_at(network: Any, chosen: Tensor, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
     """The logits of some places of a batch, float [N, V] in the order of `chosen.nonzero()`: a head over many tokens is
     computed at these alone.
