@@ -12,6 +12,7 @@ the ratios is given with their range.
     protection what guards a run (finite gradients, checkpoints, signals) in the default job: share of training time
     seq2seq    experiment=marian_multi30k_cpu (--path DIR) against transformers' Seq2SeqTrainer, one thread, the same
                network, batches and optimizer: updates a CPU second, and the losses of both
+    precision  forward and backward pass of four shipped networks in float32 over bf16-mixed, on a CPU: CPU time
     adapter    memory of a step of SmolLM2's adapter against that of a forward pass, 256 tokens
     latent     a text-to-image model against diffusers' training loop and pipeline with the same networks, one thread:
                images a CPU second in training and sampling
@@ -366,7 +367,7 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
 MEASURED: dict[str, Callable[..., dict[str, Any]]] = {
     "ranks": ranks, "kernels": kernels, "noise": noise_share, "inception": inception, "answers": answers,
     "start": start, "text": text, "protection": protection, "seq2seq": beside("seq2seq"), "latent": latent,
-    "enlarge": enlarge, "adapter": beside("adapter"),
+    "enlarge": enlarge, "adapter": beside("adapter"), "precision": beside("precision"),
 }  # fmt: skip
 
 

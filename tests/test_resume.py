@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from runs import assert_same_state, log, new_run, rows, small_run, start, work
 
 from genlab.callbacks.conductor import seed_all
+from genlab.networks.attention import attend_by_products
 
 FAMILIES = ["ddpm", "gan", "gpt"]  # one of each kind: the contract test runs every config
 ELSEWHERE = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -106,3 +107,37 @@ def test_data_that_has_changed_is_refused(tmp_path: Path) -> None:
     data.write_text(before)
     assert work(run) == 0, log(run)
     assert run.status()["samples"] == 80
+
+
+@pytest.mark.faults(1)
+@pytest.mark.parametrize("choice", ["model=seq2seq", "model=gpt"])
+def test_half_precision_on_a_cpu(choice: str, tmp_path: Path) -> None:
+    """Losses are those of float32 to the second digit, and a run that was stopped ends as if nothing had been."""
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        whole = new_run(small_run(choice, tmp_path / precision, f"trainer.precision={precision}"))
+        assert work(whole) == 0, log(whole)
+        losses[precision] = [row["train/loss"] for row in rows(whole) if "train/loss" in row]
+    assert losses["32-true"] == pytest.approx(losses["bf16-mixed"], rel=0.02)
+    assert losses["32-true"] != losses["bf16-mixed"]
+    config = small_run(choice, tmp_path / "bf16-mixed", "trainer.precision=bf16-mixed", "resume=never")
+    config.callbacks.extra = [
+        {"_target_": "fault_parts.Signal", "number": 15, "samples": 4, "folder": str(tmp_path)}
+    ]  # fmt: skip
+    broken = new_run(config)
+    assert work(broken, allow="fault_parts") == 143, log(broken)
+    assert work(broken, allow="fault_parts") == 0, log(broken)
+    assert_same_state(whole, broken)
+
+
+def test_networks_attend_by_products() -> None:
+    """Those of transformers, wherever they lie in a model; each gives the numbers that it gave."""
+    from transformers.models.gpt2 import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    network = GPT2Model(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=9, attn_implementation="sdpa")).eval()
+    ids = torch.arange(8)[None]
+    before = network(ids)[0]
+    attend_by_products(torch.nn.ModuleDict({"inner": torch.nn.Sequential(network), "other": torch.nn.Linear(1, 1)}))
+    assert network.config._attn_implementation == "eager"
+    assert torch.allclose(network(ids)[0], before, atol=1e-5)

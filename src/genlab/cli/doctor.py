@@ -96,6 +96,12 @@ def threads() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("OMP_NUM_THREADS")
     yield "ok", "CPU", f"{cores} cores, OMP_NUM_THREADS {given or 'not set'}, load {os.getloadavg()[0]:.1f}"
+    import torch
+
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    words = f"{', '.join(native)}: trainer.precision=bf16-mixed may pay: docs/training.md" if native else "not native"
+    yield "note", "bfloat16 of the CPU", words
 
 
 def storage() -> Iterator[Finding]:

@@ -44,6 +44,7 @@ def whole_sequences(network: nn.Module) -> Iterator[None]:
 def attend_by_products(model: nn.Module) -> None:
     """Networks of transformers within a model attend by plain matrix products where they would by torch's SDPA, whose
     backward pass on a CPU is many times slower in bfloat16 than those are."""
+    network: Any
     for network in model.modules():
         if hasattr(network, "set_attn_implementation") and network.config._attn_implementation == "sdpa":
             network.set_attn_implementation("eager")
