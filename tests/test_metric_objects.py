@@ -24,7 +24,7 @@ from genlab.cli.old_forms import METRICS, new_form, new_keys, record_in_new_form
 from genlab.conditions import Prompt
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
-from genlab.evaluation.judged import images_from, texts_from
+from genlab.evaluation.judged import items_from, texts_from
 from genlab.evaluation.metrics import FID, KID, Items, Metric, TextCopying, TextQuality
 from genlab.evaluation.metrics.foreign import Foreign
 from genlab.modality import Audio, Text
@@ -299,7 +299,7 @@ def test_another_modality_needs_a_metric_only(cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.n: say how many"):
         evaluate(Hum(), data, Protocol(metrics={"loudness": Loudness()}), progress=False)
     with pytest.raises(ConfigError, match=r"evaluation\.metrics is empty"):
-        evaluate_samples(lambda wanted: images_from(data, "val", wanted), data, Protocol(metrics={}, n=4), device=CPU)
+        evaluate_samples(lambda wanted: items_from(data, "val", wanted), data, Protocol(metrics={}, n=4), device=CPU)
 
 
 def test_two_of_one_class_have_names_of_their_own(cache: Path) -> None:
