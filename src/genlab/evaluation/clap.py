@@ -29,6 +29,7 @@ class _Hearing(nn.Module):
         heard = self.listener(
             list(sounds[:, 0, : self.longest].cpu().numpy()), sampling_rate=self.sample_rate, return_tensors="pt"
         )
+        heard["is_longer"] = torch.zeros(len(sounds), 1, dtype=torch.bool)  # of a fused one it would say so of any clip
         out = self.network(**{name: value.to(sounds.device) for name, value in heard.items()})
         return (out.audio_embeds,)
 
@@ -61,8 +62,13 @@ def clap(name: str, batch: int | None, device: torch.device | str, path: str | N
         )
     folder, where = Path(path), f"evaluation.extractor={name} evaluation.extractor.path={path}"
     kind: Any = transformers.ClapAudioModelWithProjection
-    network = load_folder(folder, kind, where, ("clap", "clap_audio_model"))
+    network: Any = load_folder(folder, kind, where, ("clap", "clap_audio_model"))
     if not (folder / SETTINGS).is_file():
         raise ConfigError(f"{where}: no {SETTINGS} in {folder}, which ClapProcessor.save_pretrained would have written")
     listener = transformers.ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+    if (listener.truncation == "fusion") != bool(network.config.enable_fusion):
+        raise ConfigError(
+            f"{where}: truncation is {listener.truncation!r} in {SETTINGS}, enable_fusion is "
+            f"{network.config.enable_fusion} in config.json: take both from one model"
+        )
     return ClapExtractor(_Hearing(network, listener), sha256_of(folder / WEIGHTS), batch or 10, device)

@@ -1,4 +1,4 @@
-"""The part of a record that is about images or sounds: features of what is judged and of real ones, and their values."""
+"""The part of a record that is about images or sounds: features of what is judged and of real ones."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ class Protocol:
             raise ConfigError(f"evaluation.extractor={self.extractor}: give a name, or ExtractorChoice's fields")
         if self.extractor.name is None and any(metric.extractor_in_name for metric in self.metrics.values()):
             raise ConfigError(
-                f"evaluation.extractor.name=null: {next(iter(self.metrics))} says by which features it is measured; name "
-                "them, spoken-digits-cnn or clap"
+                f"evaluation.extractor.name=null: {next(iter(self.metrics))} says by which features it is measured; "
+                "name them, spoken-digits-cnn or clap"
             )
         if self.n is None and self.needs("features"):
             raise ConfigError("evaluation.n: say how many samples are generated")

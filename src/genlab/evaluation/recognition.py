@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,16 @@ RATE = 16_000  # Hz, of its English model
 SILENCE = 0.2  # seconds of it that it hears before and after a clip
 
 
+@functools.lru_cache(maxsize=1)
+def recogniser(words: tuple[str, ...], key: str = "words") -> Recogniser:
+    """See Recogniser; the one of the last words is kept, as its model takes a second to load."""
+    return Recogniser(words, key)
+
+
 class Recogniser:
     """pocketsphinx (Huggins-Daines et al. 2006) with its English model and a grammar of one word.
 
-    Cepstral means are those of the clip itself, so that no clip depends on those before it.
+    Cepstral means are those of the clip itself and its front end begins anew, so no clip depends on those before it.
 
     Args:
         words: of the grammar, lower case; each must stand in its dictionary.
@@ -40,7 +48,7 @@ class Recogniser:
         grammar = f"#JSGF V1.0; grammar words; public <word> = {' | '.join(words)} ;"
         self.decoder.add_jsgf_string("words", grammar)
         self.decoder.activate_search("words")
-        self.name = f"pocketsphinx-{pocketsphinx.__version__}|cmn:batch|silence:{SILENCE}|words:{','.join(words)}"
+        self.name = f"pocketsphinx-{version('pocketsphinx')}|cmn:batch|silence:{SILENCE}|words:{','.join(words)}"
 
     def words(self, sounds: Tensor, rate: int) -> list[str]:
         """What it hears in sounds float32 [N, C, T] in [-1, 1] of a rate in Hz: a word each, "" where it hears none."""
@@ -49,6 +57,7 @@ class Recogniser:
 
     def _word(self, sound: np.ndarray) -> str:
         decoder = self.decoder
+        decoder.reinit_feat()
         decoder.start_utt()
         decoder.process_raw((sound * FULL_SCALE).round().astype("<i2").tobytes(), full_utt=True)
         decoder.end_utt()

@@ -174,7 +174,7 @@ class RealItems:
         return {**rows, "item": fitted(rows["item"], self.modality, None, self.resize)}
 
     def features(self, chunk: int = 500, done: Callable[[int], Any] = lambda count: None) -> dict[str, Tensor]:
-        """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n], ...}, from the cache or computed.
+        """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n], ...}, cached or computed.
 
         Every rank must call it; the work is shared, and rank 0 has the result (others perhaps nothing). `done` hears of
         items as they are computed.

@@ -40,7 +40,7 @@ class SoundFolder:
         facts = {} if like is None else like.manifest.facts
         rate = facts.get("sample_rate") or read_samples(files[0])[1]
         decode = DecodeClip(rate, 1, True, 0.0)
-        clips = [torch.from_numpy(decode(file))[0] for file in files]
+        clips = [torch.tensor(decode(file)[0]) for file in files]
         counts = torch.tensor([len(clip) for clip in clips])
         length = facts["shape"][1] if facts else int(counts.max())
         spans = torch.stack([counts.cumsum(0) - counts, counts])

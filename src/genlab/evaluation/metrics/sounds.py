@@ -16,7 +16,7 @@ from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.metrics.fidelity import FID, NearestNeighbours, label_accuracy
 from genlab.evaluation.metrics.given import Given, Rows
 from genlab.evaluation.neighbours import distances, memorisation
-from genlab.evaluation.recognition import Recogniser
+from genlab.evaluation.recognition import Recogniser, recogniser
 from genlab.evaluation.reference import at_rate, data_modality
 from genlab.evaluation.sounds import SoundExtractor
 from genlab.networks.mel import LogMel
@@ -167,21 +167,21 @@ class Recognition(SoundMetric):
 
     def recogniser(self) -> Recogniser:
         """Of these words."""
-        return Recogniser(self.words, f"evaluation.metrics.{self.key}.words")
+        return recogniser(self.words, f"evaluation.metrics.{self.key}.words")
 
     def right(self, items: Items) -> float:
-        asked, recogniser = self.asked(items, "label"), self.recogniser()
+        asked, ear = self.asked(items, "label"), self.recogniser()
         assert items.modality is not None
-        heard = recogniser.words(items.data, items.modality.sample_rate)  # type: ignore[attr-defined]
-        self.signatures = dict.fromkeys(self.outputs, recogniser.name)
+        heard = ear.words(items.data, items.modality.sample_rate)  # type: ignore[attr-defined]
+        self.signatures = dict.fromkeys(self.outputs, ear.name)
         return sum(word == self.words[i] for word, i in zip(heard, asked.tolist(), strict=True)) / len(heard)
 
 
 class SoundReconstruction(Given):
     """What is left of a clip after a model's round trip (a codec, a vocoder).
 
-    si_sdr, in dB: the scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, arXiv 1811.02508, equation 4), by
-    torchmetrics; it hears phases, so a vocoder, which makes its own, has a low one. mel_distance: the mean absolute
+    si_sdr, in dB: the scale-invariant signal-to-distortion ratio (Le Roux et al. 2019, arXiv 1811.02508, equation 4),
+    by torchmetrics; it hears phases, so a vocoder, which makes its own, has a low one. mel_distance: the mean absolute
     difference of log-mels (`LogMel`); mel_distance_loud: where the clip's own are above -6 only. With a judge also
     label_accuracy of what came back, and real_label_accuracy of the clips themselves.
 
