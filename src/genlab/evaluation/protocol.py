@@ -201,7 +201,8 @@ class Protocol:
         """
         owner = self.metrics.get(metric or output)
         owner = owner or next((m for m in self.metrics.values() if output in m.outputs), None)
-        parts = [("r" if self.judged == "reconstructions" else "") + output]
+        back = self.judged == "reconstructions" and not output.startswith("real_")
+        parts = [("r" if back else "") + output]
         counts = [self.n]
         if self.n is not None:
             parts.append(_count(self.n))

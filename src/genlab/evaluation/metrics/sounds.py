@@ -196,7 +196,9 @@ class SoundReconstruction(Given):
         super().__init__(batch, judge=judge)
         self.outputs = ("si_sdr", "mel_distance", "mel_distance_loud")
         self.outputs += ("label_accuracy", "real_label_accuracy") if judge else ()
-        self.rate, self.ear, self.mel = 0, None, None
+        self.rate = 0
+        self.ear: SoundExtractor | None = None
+        self.mel: LogMel | None = None
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
         super().check(model, data, protocol)
@@ -214,10 +216,12 @@ class SoundReconstruction(Given):
         real, back = (x.float().clamp(-1, 1) for x in model.reconstruct(batch))
         if real.shape != back.shape:
             raise ConfigError(f"{type(model).__name__}.reconstruct gave {list(back.shape)} for {list(real.shape)}")
-        rows = {"si_sdr": si_sdr(back, real), **mel_distances(self.mel, back, real)}  # type: ignore[arg-type]
-        for name, sounds in (("label_accuracy", back), ("real_label_accuracy", real)) if self.ear is not None else ():
-            logits = self.ear.features(at_rate(sounds.cpu(), self.rate, self.ear.sample_rate))["logits"]
-            rows[name] = (logits.argmax(1) == batch["label"].cpu()).double()
+        assert self.mel is not None
+        rows = {"si_sdr": si_sdr(back, real), **mel_distances(self.mel, back, real)}
+        if self.ear is not None:
+            for name, sounds in (("label_accuracy", back), ("real_label_accuracy", real)):
+                logits = self.ear.features(at_rate(sounds.cpu(), self.rate, self.ear.sample_rate))["logits"]
+                rows[name] = (logits.argmax(1) == batch["label"].cpu()).double()
         return rows
 
 
