@@ -328,7 +328,7 @@ def test_what_the_model_or_the_data_cannot_give_is_refused(cache: Path) -> None:
     for metrics, options, words in (
         ({"fid": FID()}, {"reference_split": "folder"}, "painted has only train, val, test"),
         ({"wer": WordErrorRate()}, {}, "judges text, the model makes image"),
-        ({"fid": FID()}, {"judged": "reconstructions"}, "Painter cannot reconstruct images; take samples"),
+        ({"fid": FID()}, {"judged": "reconstructions"}, "Painter cannot reconstruct images or sounds; take samples"),
     ):
         with pytest.raises(ConfigError, match=words):
             Protocol(metrics=metrics, n=40, **options).check(model, data, "image")
@@ -347,7 +347,7 @@ def test_refused_before_training(tmp_path: Path) -> None:
 
     run = new_run(small_run("model=ddpm", tmp_path, "evaluation=rfid_10k_test", "evaluation.extractor=mnist-cnn"))
     assert work(run) == 2
-    assert "DiffusionModel cannot reconstruct images; take samples" in log(run)
+    assert "DiffusionModel cannot reconstruct images or sounds; take samples" in log(run)
     assert not rows(run)
 
 

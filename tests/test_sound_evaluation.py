@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,13 @@ def test_what_cannot_be_is_said_in_a_line(
     with pytest.raises(ConfigError, match=words) as told:
         evaluate(model, data, protocol(metrics, **options), progress=False)
     assert "\n" not in str(told.value)
+
+
+def test_data_of_another_modality() -> None:
+    pictures = Data()
+    pictures.manifest = replace(pictures.manifest, modality="image")
+    with pytest.raises(ConfigError, match=r"compares with real items of what it judges, tones has image: choose"):
+        evaluate(Singer(), pictures, protocol({"frechet_audio": FrechetAudio()}), progress=False)
 
 
 def test_round_trips_that_cannot_be(tmp_path: Path) -> None:

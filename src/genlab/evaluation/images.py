@@ -27,6 +27,7 @@ from genlab.evaluation.reference import (
     RealItems,
     cached_json,
     conditions_in,
+    data_modality,
     fitted,
     key_of,
 )
@@ -48,11 +49,17 @@ class ImageEvaluation:
         progress: bars on rank 0.
 
     Raises:
-        ConfigError: the data has no such split, or the extractor's weights are not here.
+        ConfigError: the data has no such split or is of another modality, or the extractor's weights are not here.
     """
 
     def __init__(self, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> None:
         self.data, self.protocol, self.progress = data, protocol, progress
+        self.alike = all(metric.judges(data_modality(data).name) for metric in protocol.metrics.values())
+        if not self.alike and protocol.needs("reference"):
+            raise ConfigError(
+                f"evaluation={protocol.name} compares with real items of what it judges, {data.manifest.name} has "
+                f"{data_modality(data).name}: choose other data"
+            )
         self.extractor = _extractor(protocol, data, device) if protocol.needs("features") else None
         self.resize = protocol.extractor.resize
         self.real = RealItems(data, protocol.reference_split, protocol.reference_n, self.extractor, self.resize)
@@ -64,7 +71,7 @@ class ImageEvaluation:
 
     def _other(self) -> RealItems | None:
         """Real images of another split, for the floor: train against held-out ones, or held-out against train."""
-        if not self.protocol.floor:
+        if not self.protocol.floor or not self.alike:
             return None
         splits, reference = self.data.manifest.splits, self.protocol.reference_split
         others = ["train"] if reference != "train" else ["test", "val"]
@@ -168,7 +175,7 @@ class ImageEvaluation:
         if self.extractor is not None:
             with bar(self.progress, words, len(real.ids)) as shown:
                 rows = real.features(self.protocol.chunk, shown.update)
-        if self.protocol.needs("samples") and world()[0] == 0:
+        if (self.protocol.needs("samples") or self.extractor is None) and world()[0] == 0:
             rows = {**rows, **real.items(self.protocol.chunk)}
         items = Items(condition=conditions_in(rows), modality=real.modality)
         return replace(self._group(rows, rows.get("item"), items), references=real.source.references(real.ids))

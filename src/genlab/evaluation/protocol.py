@@ -190,7 +190,8 @@ class Protocol:
             raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
         if self.judged == "reconstructions" and not (model.modality.extractor and isinstance(model, Reconstructs)):
             raise ConfigError(
-                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct; take samples"
+                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct images or sounds; "
+                "take samples"
             )
 
     def key(self, output: str, metric: str | None = None) -> str:
