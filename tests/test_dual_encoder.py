@@ -217,7 +217,9 @@ def pictures(size: int = 16) -> Tensor:
 def data(split: list[int] | None = None) -> Any:
     """`test` has some of the pictures, `train` all; without facts of captions where `split` is None."""
     ids = {"train": torch.arange(len(NAMES)), "test": torch.tensor(split or [0, 2, 3, 5])}
-    manifest = SimpleNamespace(name="pictures", splits=tuple(ids), identity=lambda split: f"sha of {split}", facts={})
+    manifest = SimpleNamespace(
+        name="pictures", modality="image", splits=tuple(ids), identity=lambda split: f"sha of {split}", facts={}
+    )
     return SimpleNamespace(
         name="pictures", manifest=manifest, tokenizer=LETTERS, source=lambda split: Pictures(ids[split]),
         facts=lambda split: [FACTS[i] for i in ids[split].tolist()],
