@@ -323,7 +323,7 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
 
     from genlab.cli.build import ready_data
     from genlab.cli.compose import compose_config
-    from genlab.evaluation.reference import image_batch, real_items
+    from genlab.evaluation.reference import real_batch, real_items
     from genlab.modality import Image
     from genlab.postprocess import Enlarge, Lanczos
 
@@ -351,7 +351,7 @@ def enlarge(repeats: int, path: Path) -> dict[str, Any]:
         for name in ("emoji", "cifar10", "fashion_mnist"):
             data = ready_data(compose_config(ROOT / "conf", "evaluate", [f"data={name}"]))
             source, ids = real_items(data, "test", 256, name)
-            images = image_batch(source, ids)["image"]
+            images = real_batch(source, ids)["item"]
             side = images.shape[2] // scale * scale
             images = images[..., :side, :side]
             small = pixels(bicubic(images, 1 / scale))

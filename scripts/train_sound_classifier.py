@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Trains the judge of spoken digits, whose features and labels the metrics use, and writes weights and a card.
+"""Trains a judge of spoken digits or of their speakers, for the metrics, and writes weights and a card.
 
 python scripts/train_sound_classifier.py spoken-digits-cnn
+python scripts/train_sound_classifier.py spoken-speakers-cnn
 
 It learns from all recordings that are not of the official test split. The shipped weights came from this command; the
 card (NAME.json) states accuracy, data, date and the sha256 of the weights.
@@ -31,9 +32,11 @@ SAMPLES = 16384  # of a clip
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the judge is trained.
+    """How a judge is trained.
 
     Attributes:
+        told: what it learns to tell of a recording: "label" (the digit) or "speaker".
+        classes: how many there are.
         epochs: passes over the train split.
         speed: largest change of a batch's speed and pitch, as a share.
         shift: largest delay, as a share of the clip.
@@ -43,6 +46,8 @@ class Recipe:
         lr: peak of the one-cycle schedule. weight_decay: of AdamW, on tensors of two or more dimensions.
     """
 
+    told: str = "label"
+    classes: int = 10
     epochs: int = 24
     speed: float = 0.1
     shift: float = 0.15
@@ -56,7 +61,11 @@ class Recipe:
     seed: int = 0
 
 
-ARCHITECTURE: dict[str, Any] = {"channels": [16, 32, 64], "features": 128, "classes": 10, "dropout": 0.1}
+RECIPES = {
+    "spoken-digits-cnn": Recipe(),
+    "spoken-speakers-cnn": Recipe("speaker", 6, speed=0.03),  # a pitch is a part of who speaks
+}
+ARCHITECTURE: dict[str, Any] = {"channels": [16, 32, 64], "features": 128, "dropout": 0.1}
 
 
 def augment(sounds: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -95,7 +104,7 @@ def hide(log_mels: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor
 def train(recipe: Recipe, sounds: Tensor, labels: Tensor) -> SoundCNN:
     """Sounds float32 [N, 1, T], labels int64 [N] -> the trained network, in eval mode."""
     torch.manual_seed(recipe.seed)
-    network = SoundCNN(**ARCHITECTURE)
+    network = SoundCNN(**ARCHITECTURE, classes=recipe.classes)
 
     def logits(ids: Tensor, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -108,12 +117,13 @@ def train(recipe: Recipe, sounds: Tensor, labels: Tensor) -> SoundCNN:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["spoken-digits-cnn"])
+    parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights and the card")
     parser.add_argument("--path", help="archive or folder of the recordings; else they are fetched")
     parser.add_argument("--epochs", type=int, help="other than the recipe's")
     args = parser.parse_args()
-    recipe = replace(Recipe(), epochs=args.epochs) if args.epochs else Recipe()
+    recipe = RECIPES[args.name]
+    recipe = replace(recipe, epochs=args.epochs) if args.epochs else recipe
     try:
         data = SpokenDigits(
             "spoken_digits", path=args.path, samples=SAMPLES, sample_rate=SoundCNN.sample_rate, num_classes=10,
@@ -121,17 +131,17 @@ def main() -> int:
         )  # fmt: skip
         learned, held_out = everything(data.source("train")), everything(data.source("test"))
         began = time.monotonic()
-        network = train(recipe, learned["audio"], learned["label"])
+        network = train(recipe, learned["audio"], learned[recipe.told])
         seconds = time.monotonic() - began
         with exact_float32(torch.device("cpu")):
             logits = torch.cat([network(part)[1] for part in held_out["audio"].split(50)])
         splits = data.manifest.splits
         facts = {
-            "architecture": ARCHITECTURE,
+            "architecture": {**ARCHITECTURE, "classes": recipe.classes},
             "data": {"name": data.name, "train": splits["train"]["sha256"], "test": splits["test"]["sha256"]},
             "recipe": asdict(recipe),
         }
-        save(args.out / f"{args.name}.safetensors", network, logits, held_out["label"], facts, seconds)
+        save(args.out / f"{args.name}.safetensors", network, logits, held_out[recipe.told], facts, seconds)
     except GenlabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

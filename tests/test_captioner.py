@@ -209,8 +209,9 @@ class Named(Source):
 
 def data_of(source: Source, shape: list[int] = SHAPE) -> Any:
     manifest = SimpleNamespace(
-        name="named", splits=("val", "test"), identity=lambda split: f"sha of {split}", facts={"shape": shape}
-    )
+        name="named", modality="image", splits=("val", "test"), identity=lambda split: f"sha of {split}",
+        facts={"shape": shape},
+    )  # fmt: skip
     return SimpleNamespace(source=lambda split: source, manifest=manifest, name="named", tokenizer=tokenizer(),
                            finish=lambda batch, split: {**batch, "image": pictures(6)[batch["id"]]})  # fmt: skip
 

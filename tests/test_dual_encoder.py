@@ -26,7 +26,7 @@ from genlab.decoding.reading import padded
 from genlab.dual_judge import DualJudge
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
-from genlab.evaluation.judged import images_from
+from genlab.evaluation.judged import items_from
 from genlab.evaluation.metrics import DualScore, Retrieval
 from genlab.evaluation.metrics.matching import places
 from genlab.modality import Image, to_float
@@ -217,7 +217,9 @@ def pictures(size: int = 16) -> Tensor:
 def data(split: list[int] | None = None) -> Any:
     """`test` has some of the pictures, `train` all; without facts of captions where `split` is None."""
     ids = {"train": torch.arange(len(NAMES)), "test": torch.tensor(split or [0, 2, 3, 5])}
-    manifest = SimpleNamespace(name="pictures", splits=tuple(ids), identity=lambda split: f"sha of {split}", facts={})
+    manifest = SimpleNamespace(
+        name="pictures", modality="image", splits=tuple(ids), identity=lambda split: f"sha of {split}", facts={}
+    )
     return SimpleNamespace(
         name="pictures", manifest=manifest, tokenizer=LETTERS, source=lambda split: Pictures(ids[split]),
         facts=lambda split: [FACTS[i] for i in ids[split].tolist()],
@@ -369,7 +371,7 @@ def judged(judge: Any, split: str = "test") -> dict[str, Any]:
     protocol = Protocol(metrics={"dual_score": DualScore(judge)}, reference_split="test", floor=False)
     source = data()
     return evaluate_samples(
-        lambda wanted: images_from(source, split, wanted), source, protocol, device=CPU, progress=False
+        lambda wanted: items_from(source, split, wanted), source, protocol, device=CPU, progress=False
     )
 
 
@@ -474,7 +476,7 @@ def test_a_run_is_a_judge(run: RunDirectory) -> None:
     source, ours = loaded.data(), loaded.model
     judge = DualJudge(str(run.path), device="cpu", batch=7)
     protocol = Protocol(metrics={"dual_score": DualScore(judge)}, reference_split="val", floor=False)
-    record = evaluate_samples(lambda wanted: images_from(source, "val", wanted), source, protocol, device=CPU,
+    record = evaluate_samples(lambda wanted: items_from(source, "val", wanted), source, protocol, device=CPU,
                               progress=False)  # fmt: skip
     items = source.source("val").batch(torch.arange(6), torch.zeros(6, dtype=torch.int64))
     with torch.no_grad():

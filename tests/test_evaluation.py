@@ -36,7 +36,7 @@ from genlab.evaluation.metrics import (
 )
 from genlab.evaluation.metrics.fidelity import fid
 from genlab.evaluation.protocol import ExtractorChoice
-from genlab.evaluation.reference import RealImages, resized, subset
+from genlab.evaluation.reference import RealItems, resized, subset
 from genlab.evaluation.sharding import bounds, sharded
 from genlab.modality import Image, Text
 from genlab.models.base import GenerativeModel
@@ -197,7 +197,7 @@ def test_shipped_protocols(root: Path) -> None:
             if OmegaConf.missing_keys(node):  # what a user must say: a run that judges
                 continue
             protocol = instantiate(node, Protocol)
-            assert protocol.name == name or name in ("debug", "text_likelihood", "images", "texts")
+            assert protocol.name == name or name in ("debug", "text_likelihood", "images", "sounds", "texts")
 
 
 # ---- evaluate
@@ -342,7 +342,7 @@ def test_reference_cache(tmp_path: Path, cache: Path) -> None:
     files = sorted((cache / "reference").glob("*test-120-corner*.safetensors"))
     files[0].write_bytes(b"rubbish")
     extractor = Corner()
-    real = RealImages(data, "test", None, extractor, None)
+    real = RealItems(data, "test", None, extractor, None)
     files.remove(real.path) if real.path in files else None
     real.path.write_bytes(real.path.read_bytes()[:100])
     with pytest.warns(UserWarning, match="unreadable cache"):
@@ -357,7 +357,7 @@ def test_reference_cache(tmp_path: Path, cache: Path) -> None:
 def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GENLAB_DATA", str(tmp_path / "file"))
-    real = RealImages(make_data(tmp_path / "data"), "test", None, Corner(), None)
+    real = RealItems(make_data(tmp_path / "data"), "test", None, Corner(), None)
     with pytest.warns(UserWarning, match="not kept"):
         assert len(real.features()["features"]) == 120
 

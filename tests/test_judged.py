@@ -14,7 +14,7 @@ from test_evaluation import Corner, Painter, make_data, paint, small
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation import evaluate, evaluate_samples
 from genlab.evaluation.images import lowered
-from genlab.evaluation.judged import Folder, images_from, texts_from
+from genlab.evaluation.judged import Folder, items_from, texts_from
 from genlab.evaluation.metrics import FID, LabelAccuracy
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_files_give_the_values_of_the_model_that_made_them(tmp_path: Path, cache
     for name in ("made", "made.npz", "adm.npz"):
         folder = Folder(tmp_path / name)
         record = evaluate_samples(
-            lambda wanted, f=folder: images_from(f, "folder", wanted), data, protocol, device=CPU, progress=False
+            lambda wanted, f=folder: items_from(f, "folder", wanted), data, protocol, device=CPU, progress=False
         )
         assert record["values"] == pytest.approx(values, rel=1e-6), name
         assert record["generated"]["sha256"] == folder.manifest.identity("folder")
@@ -58,7 +58,7 @@ def test_files_give_the_values_of_the_model_that_made_them(tmp_path: Path, cache
 def test_fewer_files_than_asked_for_are_called_what_they_are(tmp_path: Path, cache: Path) -> None:
     data, folder = make_data(tmp_path / "data"), Folder(write_folder(tmp_path / "made"))
     record = evaluate_samples(
-        lambda wanted: images_from(folder, "folder", wanted), data, small(n=1000), device=CPU, progress=False
+        lambda wanted: items_from(folder, "folder", wanted), data, small(n=1000), device=CPU, progress=False
     )
     assert next(iter(record["values"])) == "fid_40_test.proxy"
 
@@ -67,17 +67,17 @@ def test_a_folder_as_reference_and_a_split_as_samples(tmp_path: Path, cache: Pat
     data, folder = make_data(tmp_path / "data"), Folder(write_folder(tmp_path / "made"))
     protocol = small(reference_split="folder", floor=False, metrics={"fid": FID()})
     itself = evaluate_samples(
-        lambda wanted: images_from(folder, "folder", wanted), folder, protocol, device=CPU, progress=False
+        lambda wanted: items_from(folder, "folder", wanted), folder, protocol, device=CPU, progress=False
     )
     assert itself["values"] == {"fid_40_folder.proxy": pytest.approx(0, abs=1e-6)}
     train = evaluate_samples(
-        lambda wanted: images_from(data, "train", wanted), data, small(n=200), device=CPU, progress=False
+        lambda wanted: items_from(data, "train", wanted), data, small(n=200), device=CPU, progress=False
     )
     floor = evaluate(Painter(), data, small(n=200), progress=False)["floor"]
     assert train["values"] == pytest.approx(floor["values"])
     assert (train["generated"]["split"], train["generated"]["n"]) == ("train", 200)
     with pytest.raises(ConfigError, match=r"samples=val2: painted has only"):
-        images_from(data, "val2", protocol)
+        items_from(data, "val2", protocol)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (folder / "3" / "003.png").write_bytes(b"no image")
     broken = Folder(folder)
     with pytest.raises(DataError, match=r"003\.png: cannot be read"):
-        images_from(broken, "folder", small()).read(0, COUNT)
+        items_from(broken, "folder", small()).read(0, COUNT)
     np.savez(tmp_path / "floats.npz", image=np.zeros((4, 8, 8), np.float32))
     with pytest.raises(DataError, match=r"image is float32"):
         Folder(tmp_path / "floats.npz")

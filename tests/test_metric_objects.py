@@ -24,7 +24,7 @@ from genlab.cli.old_forms import METRICS, new_form, new_keys, record_in_new_form
 from genlab.conditions import Prompt
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples
-from genlab.evaluation.judged import images_from, texts_from
+from genlab.evaluation.judged import items_from, texts_from
 from genlab.evaluation.metrics import FID, KID, Items, Metric, TextCopying, TextQuality
 from genlab.evaluation.metrics.foreign import Foreign
 from genlab.modality import Audio, Text
@@ -299,7 +299,7 @@ def test_another_modality_needs_a_metric_only(cache: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.n: say how many"):
         evaluate(Hum(), data, Protocol(metrics={"loudness": Loudness()}), progress=False)
     with pytest.raises(ConfigError, match=r"evaluation\.metrics is empty"):
-        evaluate_samples(lambda wanted: images_from(data, "val", wanted), data, Protocol(metrics={}, n=4), device=CPU)
+        evaluate_samples(lambda wanted: items_from(data, "val", wanted), data, Protocol(metrics={}, n=4), device=CPU)
 
 
 def test_two_of_one_class_have_names_of_their_own(cache: Path) -> None:
@@ -328,7 +328,7 @@ def test_what_the_model_or_the_data_cannot_give_is_refused(cache: Path) -> None:
     for metrics, options, words in (
         ({"fid": FID()}, {"reference_split": "folder"}, "painted has only train, val, test"),
         ({"wer": WordErrorRate()}, {}, "judges text, the model makes image"),
-        ({"fid": FID()}, {"judged": "reconstructions"}, "Painter cannot reconstruct images; take samples"),
+        ({"fid": FID()}, {"judged": "reconstructions"}, "Painter cannot reconstruct images or sounds; take samples"),
     ):
         with pytest.raises(ConfigError, match=words):
             Protocol(metrics=metrics, n=40, **options).check(model, data, "image")
@@ -347,7 +347,7 @@ def test_refused_before_training(tmp_path: Path) -> None:
 
     run = new_run(small_run("model=ddpm", tmp_path, "evaluation=rfid_10k_test", "evaluation.extractor=mnist-cnn"))
     assert work(run) == 2
-    assert "DiffusionModel cannot reconstruct images; take samples" in log(run)
+    assert "DiffusionModel cannot reconstruct images or sounds; take samples" in log(run)
     assert not rows(run)
 
 

@@ -226,7 +226,7 @@ class Audio(Modality):
         sample_rate: in Hz.
     """
 
-    name = "audio"
+    name, extractor = "audio", True
     sample_rate: int
 
     def check(self, data: Any) -> None:

@@ -16,7 +16,8 @@ from genlab.cli.ranks import place
 from genlab.data.module import SPLITS
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples, write_record
-from genlab.evaluation.judged import Folder, Judged, images_from, texts_from
+from genlab.evaluation.judged import Folder, Judged, items_from, texts_from
+from genlab.evaluation.sound_files import SoundFolder
 from genlab.networks.adapter import without_adapter
 from genlab.runs.directory import find_run
 
@@ -75,7 +76,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
     other_chunks = set_chunk_size(loaded, config.chunk_size)
     data: Any = _data(config, loaded) if protocol.reads_data else None
     if config.reference is not None:
-        data, protocol = _reference(config.reference, protocol)
+        data, protocol = _reference(config.reference, protocol, data)
     # Another sampler, checkpoint or seed is another number: it must not replace the run's own record.
     names = {
         "data": config.get("data") is not None and loaded.config.get("data") is not None,
@@ -128,7 +129,9 @@ def _samples(config: DictConfig) -> dict[str, Any]:
     context = {"samples": str(config.samples)}
     device = choose_device(config.device)
     data: Any = None if config.get("data") is None else ready_data(config)
-    if source.suffix == ".jsonl" or not all(metric.judges("image") for metric in protocol.metrics.values()):
+    sounds = any(metric.modality == "audio" for metric in protocol.metrics.values())
+    images = all(metric.judges("image") for metric in protocol.metrics.values())
+    if source.suffix == ".jsonl" or not (images or sounds):
         read = texts_from(source, protocol.n)
         split = "given" if data is None or read.items.references else protocol.reference_split
         n = None if protocol.n is None and protocol.needs_pairs else read.n
@@ -140,14 +143,14 @@ def _samples(config: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"samples={config.samples} is a split of a data set: say which with data=NAME.")
         judged, split = data, config.samples
     else:
-        judged, split = Folder(source), "folder"
+        judged, split = (SoundFolder(source, data) if sounds else Folder(source)), "folder"
     if config.reference is not None:
-        data, protocol = _reference(config.reference, protocol)
+        data, protocol = _reference(config.reference, protocol, judged)
     if data is None:
         raise ConfigError("samples are compared with something: say data=NAME, or reference=FOLDER.")
 
     def items(wanted: Protocol) -> Judged:
-        return images_from(judged, split, wanted)
+        return items_from(judged, split, wanted)
 
     return evaluate_samples(
         items, data, protocol, device=device, context=context, picture=Path(f"{source.name}-closest.png"),
@@ -162,9 +165,13 @@ def _protocol(config: DictConfig, own: Any) -> Protocol:
     return protocol
 
 
-def _reference(path: str, protocol: Protocol) -> tuple[Folder, Protocol]:
-    """A folder in the place of the data set, and the protocol under the name that says so."""
-    return Folder(Path(path)), replace(protocol, reference_split="folder", floor=False, name=None)
+def _reference(path: str, protocol: Protocol, judged: Any) -> tuple[Folder | SoundFolder, Protocol]:
+    """A folder in the place of the data set, and the protocol under the name that says so. Sounds of it are cut and
+    padded as those that are judged."""
+    sounds = any(metric.modality == "audio" for metric in protocol.metrics.values())
+    like = judged if getattr(getattr(judged, "manifest", None), "modality", None) == "audio" else None
+    folder = SoundFolder(Path(path), like) if sounds else Folder(Path(path))
+    return folder, replace(protocol, reference_split="folder", floor=False, name=None)
 
 
 def _show(made: list[tuple[dict[str, Any], Path]], rank: int) -> float | None:

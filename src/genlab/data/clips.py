@@ -152,7 +152,7 @@ class Clips(Source):
         assert samples.dtype == torch.float32, f"expected float32 [M, C], got {samples.dtype}"
         assert samples.ndim == 2, f"expected float32 [M, C], got {tuple(samples.shape)}"
         self.samples, self.spans, self.length = samples, spans, length
-        self.known, self.facts, self.origin = dict(known), facts, origin
+        self._known, self.facts, self.origin = dict(known), facts, origin
 
     def __len__(self) -> int:
         return self.spans.shape[1]
@@ -167,11 +167,11 @@ class Clips(Source):
         inside = at < count[:, None]
         rows = torch.where(inside, first[:, None] + at, 0)
         audio = self.samples[rows] * inside[..., None]
-        return {"audio": audio.transpose(1, 2).contiguous(), **{name: rows[ids] for name, rows in self.known.items()}}
+        return {"audio": audio.transpose(1, 2).contiguous(), **{name: rows[ids] for name, rows in self._known.items()}}
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.samples.shape[1] * int(self.spans[1].sum()) + 8 * len(self) * len(self.known)
+        return 4 * self.samples.shape[1] * int(self.spans[1].sum()) + 8 * len(self) * len(self._known)
 
     def to(self, device: torch.device) -> Clips:
         if device == self.samples.device:
@@ -179,19 +179,23 @@ class Clips(Source):
         counts = self.spans[1]
         spans = torch.stack([counts.cumsum(0) - counts, counts])
         samples = torch.cat([self.samples[first : first + count] for first, count in self.spans.T.tolist()])
-        known = {name: rows.to(device) for name, rows in self.known.items()}
+        known = {name: rows.to(device) for name, rows in self._known.items()}
         other = Clips(samples.to(device), spans.to(device), self.length, known, self.facts, self.origin)
         other.seed = self.seed
         return other
 
     def select(self, ids: np.ndarray) -> Clips:
         rows = torch.from_numpy(ids)
-        known = {name: values[rows] for name, values in self.known.items()}
+        known = {name: values[rows] for name, values in self._known.items()}
         return Clips(self.samples, self.spans[:, rows], self.length, known, [self.facts[i] for i in ids], self.origin)
 
     @property
     def labels(self) -> Tensor | None:
-        return self.known.get("label")
+        return self._known.get("label")
+
+    @property
+    def known(self) -> Mapping[str, Tensor]:
+        return self._known
 
 
 @dataclass(frozen=True)

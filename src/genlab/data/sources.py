@@ -71,6 +71,11 @@ class Source(ABC):
         """All labels, int64 [N], if they are known without reading the items."""
         return None
 
+    @property
+    def known(self) -> Mapping[str, Tensor]:
+        """What is known of all items without reading them, int64 [N] by the names of conditions, such as "label"."""
+        return {} if self.labels is None else {"label": self.labels}
+
 
 class ImageArrays(Source):
     """Images in one uint8 array.

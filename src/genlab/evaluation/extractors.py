@@ -1,4 +1,4 @@
-"""Feature extractors by name: small classifiers of our own, Inception, and DINOv2 and CLIP from a Hugging Face folder.
+"""Feature extractors by name: small classifiers of our own, Inception; DINOv2, CLIP and CLAP of Hugging Face folders.
 
 Nothing is ever downloaded.
 """
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genlab.errors import ConfigError
+from genlab.evaluation.clap import clap
 from genlab.evaluation.inception import inception_v3
 from genlab.evaluation.network_extractor import EXTRACTORS, Extractor, NetworkExtractor, exact_float32
 from genlab.evaluation.small_cnn import WEIGHTS, SmallCNN, shipped
@@ -131,6 +132,8 @@ EXTRACTORS.update({
     "mnist-cnn": classifier,
     "fashion-cnn": classifier,
     "spoken-digits-cnn": sound_classifier,
+    "spoken-speakers-cnn": sound_classifier,
+    "clap": clap,
     "inception-v3-compat": inception_v3,
     "inception-v3-compat-fast": inception_v3,
     **dict.fromkeys(KINDS, hub_extractor),
@@ -146,7 +149,7 @@ def load_extractor(
         name: a key of EXTRACTORS.
         batch: images in one call of the network; None: the extractor's own choice.
         device: where the network runs.
-        path: file of weights, instead of the shipped or cached one; for dinov2 and clip the model's folder.
+        path: file of weights, instead of the shipped or cached one; for dinov2, clip and clap the model's folder.
 
     Raises:
         ConfigError: no such extractor, or its weights are not here.

@@ -1,4 +1,4 @@
-"""The part of a record that is about images: features of what is judged and of real images, and what they give."""
+"""The part of a record that is about images or sounds: features of what is judged and of real ones."""
 
 from __future__ import annotations
 
@@ -12,25 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.drawing import save_pairs
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
 from genlab.evaluation.neighbours import closest_pairs
+from genlab.evaluation.pictures import save_closest
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.record import versions
-from genlab.evaluation.reference import RESIZE, SUBSET_SEED, VERSION, RealImages, cached_json, key_of, resized
+from genlab.evaluation.reference import (
+    RESIZE,
+    SUBSET_SEED,
+    VERSION,
+    RealItems,
+    cached_json,
+    conditions_in,
+    data_modality,
+    fitted,
+    key_of,
+)
 from genlab.evaluation.sharding import bar, from_first_rank, sharded, world
-from genlab.modality import Image
+from genlab.modality import Modality
 
 IN_CACHE = 1e-6  # seconds an item whose features are there
 # Data sets that have an extractor of their own; all others take Inception.
-EXTRACTOR_OF = {"mnist": "mnist-cnn", "fashion_mnist": "fashion-cnn"}
+EXTRACTOR_OF = {"mnist": "mnist-cnn", "fashion_mnist": "fashion-cnn", "spoken_digits": "spoken-digits-cnn"}
 
 
 class ImageEvaluation:
-    """Images against real ones under a protocol.
+    """Images or sounds against real ones under a protocol.
 
     Args:
         data: a DataModule that has been set up, or a `judged.Folder`.
@@ -39,23 +49,29 @@ class ImageEvaluation:
         progress: bars on rank 0.
 
     Raises:
-        ConfigError: the data has no such split, or the extractor's weights are not here.
+        ConfigError: the data has no such split or is of another modality, or the extractor's weights are not here.
     """
 
     def __init__(self, data: Any, protocol: Protocol, device: torch.device, progress: bool) -> None:
         self.data, self.protocol, self.progress = data, protocol, progress
+        self.alike = all(metric.judges(data_modality(data).name) for metric in protocol.metrics.values())
+        if not self.alike and protocol.needs("reference"):
+            raise ConfigError(
+                f"evaluation={protocol.name} compares with real items of what it judges, {data.manifest.name} has "
+                f"{data_modality(data).name}: choose other data"
+            )
         self.extractor = _extractor(protocol, data, device) if protocol.needs("features") else None
         self.resize = protocol.extractor.resize
-        self.real = RealImages(data, protocol.reference_split, protocol.reference_n, self.extractor, self.resize)
+        self.real = RealItems(data, protocol.reference_split, protocol.reference_n, self.extractor, self.resize)
         classes = 0 if self.extractor is None else self.extractor.labels
         self.labelled = classes > 0 and classes == data.manifest.facts.get("num_classes")
         for metric in protocol.metrics.values():
             metric.to(device)
         self.other = self._other()
 
-    def _other(self) -> RealImages | None:
+    def _other(self) -> RealItems | None:
         """Real images of another split, for the floor: train against held-out ones, or held-out against train."""
-        if not self.protocol.floor:
+        if not self.protocol.floor or not self.alike:
             return None
         splits, reference = self.data.manifest.splits, self.protocol.reference_split
         others = ["train"] if reference != "train" else ["test", "val"]
@@ -63,7 +79,7 @@ class ImageEvaluation:
         if found is None:
             warnings.warn(f"no floor: {self.data.manifest.name} has no split besides {reference} to compare with")
             return None
-        return RealImages(self.data, found, self.protocol.n, self.extractor, self.resize)
+        return RealItems(self.data, found, self.protocol.n, self.extractor, self.resize)
 
     def seconds(self, judged: Judged) -> tuple[float, float]:
         """Estimates of one process: seconds an item that is judged, and seconds for all real images not in the cache.
@@ -74,9 +90,9 @@ class ImageEvaluation:
         count = min(judged.unit if judged.unit > 1 else size, judged.n)
 
         def judge() -> None:
-            images: Any = judged.read(0, count).data
+            samples = judged.read(0, count)
             if self.extractor is not None:
-                self.extractor.features(resized(images, self.resize))
+                self.extractor.features(fitted(samples.data, samples.modality, self.extractor, self.resize))
 
         split = self._split(judged)
         item = IN_CACHE if split is not None and split.cached() else _timed(judge) / count
@@ -85,15 +101,15 @@ class ImageEvaluation:
         waiting = [real for real in (compared, self.other) if extractor and real is not None and not real.cached()]
         if extractor is not None and waiting:
             size = min(extractor.batch, len(waiting[0].ids))
-            once = _timed(lambda: extractor.features(waiting[0].batch(0, size)["image"]))
+            once = _timed(lambda: extractor.features(self._fitted(waiting[0].batch(0, size)["item"])))
             seconds = once / size * sum(len(real.ids) for real in waiting)
         return from_first_rank(lambda: (item, seconds))
 
-    def _split(self, judged: Judged) -> RealImages | None:
+    def _split(self, judged: Judged) -> RealItems | None:
         """What is judged, where it is a split of a data set, whose features may be in the cache."""
         if judged.split is None or self.extractor is None:
             return None
-        return RealImages(*judged.split, judged.n, self.extractor, self.resize)
+        return RealItems(*judged.split, judged.n, self.extractor, self.resize)
 
     def record(self, judged: Judged, picture: Path | None = None) -> dict[str, Any]:
         """Values, floor, and all that decides them. `picture`: where closest pairs are saved, if they are asked for."""
@@ -104,10 +120,12 @@ class ImageEvaluation:
         began = time.perf_counter()
 
         def work(start: int, stop: int) -> dict[str, Tensor]:
-            images = judged.read(start, stop).data
-            assert isinstance(images, Tensor)
-            rows = {} if extractor is None else extractor.features(resized(images, self.resize))
-            return {**rows, "image": images} if wanted or extractor is None else rows
+            samples = judged.read(start, stop)
+            assert isinstance(samples.data, Tensor)
+            rows = {}
+            if extractor is not None:
+                rows = extractor.features(fitted(samples.data, samples.modality, extractor, self.resize))
+            return {**rows, "item": samples.data} if wanted or extractor is None else rows
 
         with bar(self.progress, f"{protocol.name}: samples", -(-judged.n // world()[1])) as shown:
             if (split := self._split(judged)) is not None and not wanted:
@@ -115,14 +133,16 @@ class ImageEvaluation:
             else:
                 rows = sharded(judged.n, judged.unit, judged.group, work, shown.update)
         seconds = time.perf_counter() - began
-        images = rows.pop("image", None)
+        items = rows.pop("item", None)
         dimensions = from_first_rank(lambda: rows["features"].shape[1] if "features" in rows else None)
-        made = self._group(rows, None if images is None else resized(images, self.resize), judged.items)
+        modality = judged.items.modality or real.modality
+        shown = None if items is None else fitted(items, modality, None, self.resize)
+        made = self._group(rows, shown, judged.items)
         for metric in protocol.metrics.values():
             metric.prepare(self.data, [made])
         measured = measure(protocol.metrics, made, reference)
         if picture is not None and drawn and world()[0] == 0:
-            self._pairs(picture, images, rows["features"], reference.features)
+            self._pairs(picture, shown, modality, rows["features"], reference.features)
         smallest = min(judged.n, len(real.ids))
         result: dict[str, Any] = {
             **protocol.named(measured),
@@ -149,22 +169,26 @@ class ImageEvaluation:
             result["floor"] = self._floor(self.other, reference)
         return result
 
-    def _items(self, real: RealImages, words: str) -> Items:
-        """Real images, as far as a metric needs them; all of it on rank 0 only."""
+    def _items(self, real: RealItems, words: str) -> Items:
+        """Real items, as far as a metric needs them; all of it on rank 0 only."""
         rows: dict[str, Tensor] = {}
         if self.extractor is not None:
             with bar(self.progress, words, len(real.ids)) as shown:
                 rows = real.features(self.protocol.chunk, shown.update)
-        images = real.images(self.protocol.chunk) if self.protocol.needs("samples") and world()[0] == 0 else None
-        return replace(self._group(rows, images), references=real.source.references(real.ids))
+        if (self.protocol.needs("samples") or self.extractor is None) and world()[0] == 0:
+            rows = {**rows, **real.items(self.protocol.chunk)}
+        items = Items(condition=conditions_in(rows), modality=real.modality)
+        return replace(self._group(rows, rows.get("item"), items), references=real.source.references(real.ids))
 
-    def _group(self, rows: dict[str, Tensor], images: Tensor | None, items: Items | None = None) -> Items:
-        """Items with their images and features; None: real ones."""
-        items = items or Items(condition={"label": rows["labels"]} if "labels" in rows else {}, modality=Image())
+    def _group(self, rows: dict[str, Tensor], data: Tensor | None, items: Items) -> Items:
+        """Items with their data and features."""
         features, logits = rows.get("features"), rows.get("logits")
-        return replace(items, data=images, features=features, logits=logits, labelled=self.labelled)
+        return replace(items, data=data, features=features, logits=logits, labelled=self.labelled)
 
-    def _floor(self, other: RealImages, reference: Items) -> dict[str, Any]:
+    def _fitted(self, real: Tensor) -> Tensor:
+        return fitted(real, self.real.modality, self.extractor, None)
+
+    def _floor(self, other: RealItems, reference: Items) -> dict[str, Any]:
         """The same metrics of real images of another split, as many as were judged if there are so many."""
         protocol = self.protocol
         items = self._items(other, f"{protocol.name}: floor")
@@ -185,21 +209,29 @@ class ImageEvaluation:
             "same_n": len(other.ids) == protocol.n,  # else the floor is lower or higher only for want of items
         }
 
-    def _pairs(self, path: Path, images: Any, features: Tensor, reference: Any) -> None:
-        """A picture of the samples that lie closest to a real image, each beside that image."""
+    def _pairs(self, path: Path, data: Any, modality: Modality, features: Tensor, reference: Any) -> None:
+        """The samples that lie closest to a real item, each beside it: a picture, of sounds also a page of players."""
         rows, ids, distances = closest_pairs(features, reference, 16)
-        real = torch.cat([self.real.batch(int(i), int(i) + 1)["image"] for i in ids])
-        samples = resized(images[rows], self.resize)
-        if samples.shape == real.shape:  # files of another size or number of channels have values, but no picture
-            save_pairs(path, samples, real, distances)
+        real = torch.cat([self.real.batch(int(i), int(i) + 1)["item"] for i in ids])
+        save_closest(path, (data[rows], modality), (real, self.real.modality), rows, self.real.ids[ids], distances)
 
 
 def _extractor(protocol: Protocol, data: Any, device: torch.device) -> Extractor:
-    """The protocol's extractor, else the data set's, else Inception."""
+    """The protocol's extractor, else the data set's, else of images Inception.
+
+    Raises:
+        ConfigError: sounds of a data set without an extractor of its own.
+    """
     choice = protocol.extractor
     if not isinstance(choice.name, str | None):
         return choice.name
-    name = choice.name or EXTRACTOR_OF.get(data.manifest.name, "inception-v3-compat")
+    name = choice.name or EXTRACTOR_OF.get(data.manifest.name)
+    if name is None and data.manifest.modality == "audio":
+        raise ConfigError(
+            f"evaluation.extractor.name=null: {data.manifest.name} has no extractor of its own; name one of sounds, "
+            "spoken-digits-cnn or clap"
+        )
+    name = name or "inception-v3-compat"
     return load_extractor(name, batch=choice.batch, device=device, path=choice.path)
 
 

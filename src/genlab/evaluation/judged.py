@@ -22,9 +22,9 @@ from genlab.data.sources import Source, keyed
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation.metrics.base import Items, plain
 from genlab.evaluation.protocol import Protocol
-from genlab.evaluation.reference import image_batch, read_items, real_items
+from genlab.evaluation.reference import data_modality, read_items, real_batch, real_items
 from genlab.files import sha256_of
-from genlab.modality import Image, Text, to_uint8
+from genlab.modality import Modality, Text
 from genlab.samples import Samples
 
 
@@ -89,17 +89,17 @@ def generated_by(model: Any, data: Any, protocol: Protocol, sampler: Any, seed: 
 
 
 def reconstructions_of(model: Any, data: Any, protocol: Protocol) -> Judged:
-    """Images of the reference split (a fixed random choice of protocol.n) that a model has encoded and decoded."""
+    """Items of the reference split (a fixed random choice of protocol.n) that a model has encoded and decoded."""
     device, split = torch.device(model.device), protocol.reference_split
     source, ids = real_items(data, split, protocol.n)
 
     def read(start: int, stop: int) -> Samples:
         with torch.no_grad():
             back = model.reconstruct(read_items(data, source, ids[start:stop], device))[1]
-        return Samples(Image(), to_uint8(back).cpu())
+        return Samples(model.modality, model.modality.to_data(back).cpu())
 
     facts = {"n": len(ids), "reconstructions_of": split, "sha256": data.manifest.identity(split)}
-    return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids))
+    return Judged(len(ids), 1, protocol.chunk, read, facts, _known(source, ids, model.modality))
 
 
 def sampling_facts(model: Any, sampler: Any) -> dict[str, Any]:
@@ -190,22 +190,23 @@ def _open_folder(path: Path) -> tuple[Source, str, dict[str, str]]:
     return ImageFiles(paths, label, decode, str(path)), digest.hexdigest(), {"postprocess": steps} if steps else {}
 
 
-def images_from(data: Any, split: str, protocol: Protocol) -> Judged:
-    """protocol.n images of a split of a data set (or of a Folder), in the place of generated ones."""
+def items_from(data: Any, split: str, protocol: Protocol) -> Judged:
+    """protocol.n images or sounds of a split of a data set (or of a Folder), in the place of generated ones."""
     source, ids = real_items(data, split, protocol.n, "samples")
+    modality = data_modality(data)
 
     def read(start: int, stop: int) -> Samples:
-        return Samples(Image(), image_batch(source, ids[start:stop])["image"])
+        return Samples(modality, real_batch(source, ids[start:stop])["item"])
 
     facts = {"n": len(ids), "data": data.manifest.name, "split": split, "sha256": data.manifest.identity(split)}
     facts |= {key: data.manifest.facts[key] for key in ("postprocess",) if key in data.manifest.facts}
-    return Judged(len(ids), 1, protocol.chunk, read, facts, _images(source, ids), (data, split))
+    return Judged(len(ids), 1, protocol.chunk, read, facts, _known(source, ids, modality), (data, split))
 
 
-def _images(source: Source, ids: Tensor) -> Items:
-    """What is known of images of a split."""
-    condition = {} if source.labels is None else {"label": source.labels[ids]}
-    return Items(condition=condition, references=source.references(ids), modality=Image())
+def _known(source: Source, ids: Tensor, modality: Modality) -> Items:
+    """What is known of items of a split."""
+    condition = {name: rows[ids] for name, rows in source.known.items()}
+    return Items(condition=condition, references=source.references(ids), modality=modality)
 
 
 def texts_from(path: Path, n: int | None) -> Judged:

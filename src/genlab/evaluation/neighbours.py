@@ -116,14 +116,19 @@ def density_coverage(
 
 def memorisation(generated: Tensor, real: Tensor) -> Memorisation:
     """See Memorisation. generated, real: features [M, D], [N, D], finite, N at least 2."""
-    distance, index = (values[:, 0] for values in nearest(generated, real))
-    hit, place = index.unique(return_inverse=True)
-    own = nearest(real[hit], real, own=hit)[0][place, 0]
+    distance, own = distances(generated, real)
     return Memorisation(
         nearest_distance=distance.quantile(0.5).item(),
         authenticity=(distance > own).double().mean().item(),
         near_duplicates=(distance <= DUPLICATE * own).double().mean().item(),
     )
+
+
+def distances(generated: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """|g - r(g)| of each sample, and d(r(g)) of the item that is nearest to it, float64 [M] each; see Memorisation."""
+    distance, index = (values[:, 0] for values in nearest(generated, real))
+    hit, place = index.unique(return_inverse=True)
+    return distance, nearest(real[hit], real, own=hit)[0][place, 0]
 
 
 def closest_pairs(generated: Tensor, real: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,8 +59,8 @@ class Protocol:
         weights: which weights the caller is to load into the model.
         chunk: images that are kept in memory at a time, rounded up to whole chunks of the model.
         floor: also measure real data of another split against the reference, which says what the best value is.
-        judged: what metrics of images judge: samples, or reconstructions of the reference split's own images, whose
-            values are called rfid and so on.
+        judged: what metrics of images and sounds judge: samples, or reconstructions of the reference split's own items,
+            whose values are called rfid and so on.
         prompt: of generated text: tokens of a real window that the model goes on from, its rest the reference; 0: none.
         name: null, or the name that the rule gives; anything else is refused.
 
@@ -108,6 +108,11 @@ class Protocol:
             self.extractor = ExtractorChoice(name=self.extractor)
         elif not isinstance(self.extractor, ExtractorChoice):
             raise ConfigError(f"evaluation.extractor={self.extractor}: give a name, or ExtractorChoice's fields")
+        if self.extractor.name is None and any(metric.extractor_in_name for metric in self.metrics.values()):
+            raise ConfigError(
+                f"evaluation.extractor.name=null: {next(iter(self.metrics))} says by which features it is measured; "
+                "name them, spoken-digits-cnn or clap"
+            )
         if self.n is None and self.needs("features"):
             raise ConfigError("evaluation.n: say how many samples are generated")
         check_settings(type(self), vars(self), "evaluation.")
@@ -185,7 +190,8 @@ class Protocol:
             raise ConfigError(f"evaluation.prompt={self.prompt}: {type(model).__name__} takes no prompt; take 0")
         if self.judged == "reconstructions" and not (model.modality.extractor and isinstance(model, Reconstructs)):
             raise ConfigError(
-                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct images; take samples"
+                f"evaluation.judged=reconstructions: {type(model).__name__} cannot reconstruct images or sounds; "
+                "take samples"
             )
 
     def key(self, output: str, metric: str | None = None) -> str:
@@ -196,7 +202,8 @@ class Protocol:
         """
         owner = self.metrics.get(metric or output)
         owner = owner or next((m for m in self.metrics.values() if output in m.outputs), None)
-        parts = [("r" if self.judged == "reconstructions" else "") + output]
+        back = self.judged == "reconstructions" and not output.startswith("real_")
+        parts = [("r" if back else "") + output]
         counts = [self.n]
         if self.n is not None:
             parts.append(_count(self.n))
@@ -204,6 +211,8 @@ class Protocol:
             parts.append(self.reference_split + ("" if self.reference_n is None else _count(self.reference_n)))
             counts.append(self.reference_n)
         parts += [] if owner is None else owner.name_parts()
+        if owner is not None and owner.extractor_in_name:
+            parts.append(getattr(self.extractor.name, "name", self.extractor.name))
         proxy = self.lowered_from is not None or any(count is not None and count < FULL_COUNT for count in counts)
         return "_".join(parts) + (".proxy" if proxy else "")
 

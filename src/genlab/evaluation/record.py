@@ -14,7 +14,8 @@ from genlab.evaluation.reference import key_of
 from genlab.evaluation.sharding import world
 
 FORMAT = 2  # of the record: 2 since metrics have their own settings
-PACKAGES = ("genlab", "torch", "torch-fidelity", "torchmetrics", "numpy", "scipy", "diffusers", "transformers")
+PACKAGES = ("genlab", "torch", "torch-fidelity", "torchmetrics", "numpy", "scipy", "diffusers", "transformers",
+            "pocketsphinx")  # fmt: skip
 
 
 def identity(record: Mapping[str, Any]) -> str:

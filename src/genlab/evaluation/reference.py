@@ -1,4 +1,4 @@
-"""Features of real images, computed once and kept on disk under all that they depend on."""
+"""Features of real images and sounds, computed once and kept on disk under all that they depend on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genlab.data.clips import RATES, resampled
 from genlab.data.order import SUBSET_SEED, subset
 from genlab.data.sources import Source
 from genlab.errors import ConfigError, StorageError
@@ -23,7 +24,7 @@ from genlab.evaluation.extractors import Extractor
 from genlab.evaluation.metrics.base import no_split
 from genlab.evaluation.sharding import from_first_rank, sharded, world
 from genlab.files import cache_root, read_json, replacing, write_bytes
-from genlab.modality import to_uint8
+from genlab.modality import Audio, Image, Modality, to_uint8
 
 VERSION = 1  # of the way features are computed and stored: raise it when either changes
 RESIZE = "bicubic, antialiased, rounded to uint8"
@@ -60,21 +61,74 @@ def read_items(data: Any, source: Source, ids: Tensor, device: torch.device) -> 
     return data.finish({key: value.to(device) for key, value in raw.items()}, "test")
 
 
-def image_batch(source: Source, ids: Tensor) -> dict[str, Tensor]:
-    """Images of a split: image uint8 [B, C, H, W], perhaps labels int64 [B]; on the CPU."""
+def real_batch(source: Source, ids: Tensor) -> dict[str, Tensor]:
+    """Items of a split, "item": images uint8 [B, C, H, W] or sounds float32 [B, C, T]; and what each is known to be,
+    int64 [B]: its label as "labels", the rest by the names of conditions. On the CPU."""
     raw = source.batch(ids, torch.zeros_like(ids))
-    image = raw["image"] if raw["image"].dtype == torch.uint8 else to_uint8(raw["image"])
-    return {"image": image.cpu(), **({"labels": raw["label"].cpu()} if "label" in raw else {})}
+    item = raw["audio"] if "audio" in raw else raw["image"]
+    if "image" in raw and item.dtype != torch.uint8:
+        item = to_uint8(item)
+    known = {name: raw[name].cpu() for name in source.known if name in raw and name != "label"}
+    return {"item": item.cpu(), **({"labels": raw["label"].cpu()} if "label" in raw else {}), **known}
 
 
-class RealImages:
+def conditions_in(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What items are known to be, by the names of conditions, of what `real_batch` gave and their features."""
+    others = {"item", "features", "logits"}
+    return {"label" if name == "labels" else name: row for name, row in rows.items() if name not in others}
+
+
+def data_modality(data: Any) -> Modality:
+    """What the items of a data set, or of a folder in its place, are: images or sounds."""
+    if data.manifest.modality == "audio":
+        return Audio(data.manifest.facts["sample_rate"])
+    return Image()
+
+
+def fitted(items: Tensor, modality: Modality, extractor: Extractor | None, size: int | None) -> Tensor:
+    """Items as an extractor gets them: images of the height and width `size`, sounds of its own rate.
+
+    Raises:
+        ConfigError: the extractor reads images, these are sounds; a rate that no filter goes from.
+    """
+    if not isinstance(modality, Audio):
+        return resized(items, size)
+    if extractor is None:
+        return items
+    if (rate := getattr(extractor, "sample_rate", None)) is None:
+        raise ConfigError(
+            f"evaluation.extractor={extractor.name} reads no sounds: take spoken-digits-cnn, or clap with "
+            "evaluation.extractor.path"
+        )
+    return at_rate(items, modality.sample_rate, rate)
+
+
+def at_rate(sounds: Tensor, rate: int, wanted: int) -> Tensor:
+    """Sounds float32 [N, C, T] in [-1, 1] brought from one rate in Hz to another as the data are (scipy's polyphase
+    filter), on the CPU.
+
+    Raises:
+        ConfigError: a rate that no sound has.
+    """
+    if rate == wanted:
+        return sounds
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ConfigError(
+            f"the sounds have {rate} Hz, which cannot be resampled to {wanted} Hz: expected {RATES[0]:,} to "
+            f"{RATES[1]:,} Hz; set the sample_rate of the model and of the data to what the sounds have"
+        )
+    flat = resampled(sounds.cpu().flatten(0, 1).numpy(), rate, wanted)
+    return torch.from_numpy(flat).view(*sounds.shape[:2], -1)
+
+
+class RealItems:
     """Some items of a split, with what identifies their features.
 
     Args:
-        data: a DataModule of images that has been set up.
+        data: a DataModule of images or sounds that has been set up.
         split: "train", "val" or "test".
         n: how many (a fixed random choice); None or too many: all.
-        extractor: see Extractor; None: only images are read.
+        extractor: see Extractor; None: only the items are read.
         resize: see protocol.ExtractorChoice.
 
     Raises:
@@ -85,7 +139,7 @@ class RealImages:
         self.source, self.ids = real_items(data, split, n)
         if len(self.source) == 0:
             raise ConfigError(f"evaluation.reference_split={split}: this split of {data.manifest.name} is empty")
-        self.extractor, self.resize = extractor, resize
+        self.extractor, self.resize, self.modality = extractor, resize, data_modality(data)
         self.identity = {
             "data": data.manifest.name,
             "split": split,
@@ -115,12 +169,12 @@ class RealImages:
         return bool(from_first_rank(self.path.is_file))
 
     def batch(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Items start .. stop - 1 of this choice: image uint8 [B, C, H, W] as the extractor gets it, perhaps labels."""
-        rows = image_batch(self.source, self.ids[start:stop])
-        return {**rows, "image": resized(rows["image"], self.resize)}
+        """Items start .. stop - 1 of this choice, see real_batch; images as the extractor gets them."""
+        rows = real_batch(self.source, self.ids[start:stop])
+        return {**rows, "item": fitted(rows["item"], self.modality, None, self.resize)}
 
     def features(self, chunk: int = 500, done: Callable[[int], Any] = lambda count: None) -> dict[str, Tensor]:
-        """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n]}, from the cache or computed.
+        """{"features": float32 [n, D], "logits"?: float32 [n, K], "labels"?: int64 [n], ...}, cached or computed.
 
         Every rank must call it; the work is shared, and rank 0 has the result (others perhaps nothing). `done` hears of
         items as they are computed.
@@ -129,7 +183,8 @@ class RealImages:
         def work(start: int, stop: int) -> dict[str, Tensor]:
             rows = self.batch(start, stop)
             assert self.extractor is not None
-            return {**self.extractor.features(rows.pop("image")), **rows}
+            item = fitted(rows.pop("item"), self.modality, self.extractor, self.resize)
+            return {**self.extractor.features(item), **rows}
 
         cached = self._load() if world()[0] == 0 else None
         if from_first_rank(lambda: cached is not None):
@@ -138,9 +193,10 @@ class RealImages:
         from_first_rank(lambda: self._store(rows))
         return rows
 
-    def images(self, chunk: int = 500) -> Tensor:
-        """uint8 [n, C, H, W] as the extractor would get them."""
-        return torch.cat([self.batch(start, start + chunk)["image"] for start in range(0, len(self.ids), chunk)])
+    def items(self, chunk: int = 500) -> dict[str, Tensor]:
+        """All of `batch`."""
+        parts = [self.batch(start, start + chunk) for start in range(0, len(self.ids), chunk)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _load(self) -> dict[str, Tensor] | None:
         if not self.path.is_file():

@@ -1,4 +1,4 @@
-"""The judge of spoken digits: a classifier of log-mels, and what hands it sounds."""
+"""The judges of spoken digits and their speakers: classifiers of log-mels, and what hands them sounds."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class SoundExtractor(NetworkExtractor):
     shortest = 2048  # samples
 
     def __init__(
-        self, name: str, network: SoundCNN, sha256: str, labels: int, batch: int, device: torch.device | str
+        self, name: str, network: nn.Module, sha256: str, labels: int, batch: int, device: torch.device | str
     ) -> None:
         super().__init__(name, network, sha256, channels=1, size=None, labels=labels, batch=batch, device=device)
-        self.sample_rate = network.sample_rate
+        self.sample_rate = int(network.sample_rate)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Sounds, float32 [N, C, T] in [-1, 1] of `sample_rate` (of several channels the mean) -> "features" float32

@@ -34,12 +34,13 @@ from genlab.evaluation.metrics.given import (
 )
 from genlab.evaluation.metrics.matching import DualScore, Retrieval
 from genlab.evaluation.metrics.pairs import PythonFunctions, Summarisation, Translation
+from genlab.evaluation.metrics.sounds import FrechetAudio, JudgedAs, NearestSounds, Recognition, SoundReconstruction
 
 __all__ = [
     "FID", "KID", "AnswerLikelihood", "Captioning", "CodeValidity", "Confidence", "Cycle", "DensityCoverage",
-    "DualScore", "Forgetting", "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items", "JudgeScores",
-    "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours", "NotApplicable", "PrecisionRecall",
-    "PythonFunctions", "Reconstruction", "Retrieval", "Summarisation", "TextBound", "TextCoherence", "TextCopying",
-    "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm",
-    "measure",
+    "DualScore", "Forgetting", "FrechetAudio", "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items",
+    "JudgeScores", "JudgedAs", "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours",
+    "NearestSounds", "NotApplicable", "PrecisionRecall", "PythonFunctions", "Recognition", "Reconstruction",
+    "Retrieval", "SoundReconstruction", "Summarisation", "TextBound", "TextCoherence", "TextCopying", "TextHarm",
+    "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip

@@ -72,6 +72,7 @@ class Metric(torchmetrics.Metric):
         capability: of the model (see evaluation.likelihood), for a metric of given items; None: of generated ones.
         outputs: names of the values, as far as they are known beforehand.
         split_in_name: whether values are named after the reference split.
+        extractor_in_name: whether also after the extractor, which the protocol must name then.
         all_ranks: whether `compute` shares its work over the processes, so that all must call it.
         reads_data: whether it needs a data set.
         closest_pairs: whether the samples nearest to real images are drawn.
@@ -83,6 +84,7 @@ class Metric(torchmetrics.Metric):
     capability: ClassVar[type | None] = None
     outputs: tuple[str, ...] = ()
     split_in_name: bool = True
+    extractor_in_name: ClassVar[bool] = False
     all_ranks: ClassVar[bool] = False
     reads_data: ClassVar[bool] = True
     closest_pairs: ClassVar[bool] = False

@@ -183,8 +183,8 @@ class IntraFID(FeatureMetric):
 class NearestNeighbours(FeatureMetric):
     """See neighbours.Memorisation; with a picture of the closest pairs."""
 
-    key, outputs = "nearest_neighbours", ("nearest_distance", "authenticity", "near_duplicates")
-    closest_pairs = True
+    key, closest_pairs = "nearest_neighbours", True
+    outputs: tuple[str, ...] = ("nearest_distance", "authenticity", "near_duplicates")
 
     def compute(self) -> tuple[float, ...]:
         return astuple(memorisation(*self.features()))
