@@ -145,7 +145,7 @@ def make_digits(folder: Path) -> Path:
 
 def make_codec(folder: Path) -> Path:
     """A run of a small audio codec at 8,000 Hz: frames of 128 samples, 6 levels of 256 codes."""
-    quick = ("model/critic=null", "model/objective=null", "model.network.width=4", "schedule.max_samples=8",
+    quick = ("~model/critic", "~model/objective", "model.network.width=4", "schedule.max_samples=8",
              "callbacks.final.count=0", "callbacks.latents={reconstructions:0,final:false}")  # fmt: skip
     run = new_run(small_run("model=audio_codec", folder, *quick, shipped=True))
     assert work(run) == 0, log(run)
