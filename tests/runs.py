@@ -48,7 +48,12 @@ _TRANSFORMER = ("model.network.config.num_hidden_layers=2", "model.network.confi
                 "model.network.config.intermediate_size=64")  # fmt: skip
 SMALL = {
     "model=audio_codec": ("model.network.width=4", "model.bottleneck.codes=16", "model.critic.width=4"),
-    "model=audio_lm": ("model.network.config.n_layer=2", "model.network.config.n_embd=32"),
+    "model=audio_lm": (
+        "model.network.config.n_layer=2",
+        "model.network.config.n_embd=32",
+        "model.network.config.resid_pdrop=0.0",
+        "model.network.config.embd_pdrop=0.0",
+    ),
     "model=captioner": (
         "model.encoder.widths=[8,8]",
         "model.network.config.d_model=32",

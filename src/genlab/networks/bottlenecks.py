@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -209,7 +209,7 @@ class ResidualQuantiser(Bottleneck):
         books = [VectorQuantiser(codes, dim, commitment, decay, restart_below) for _ in range(levels)]
         for book in books:
             book.codebook.zero_()  # leaves all to the next until it has begun
-        self.books = nn.ModuleList(books)
+        self.books: Any = nn.ModuleList(books)
 
     kept: Tensor
 
@@ -230,8 +230,8 @@ class ResidualQuantiser(Bottleneck):
         """[B, dim, h, w] -> places in the codebooks, int64 [B, levels, h, w]."""
         rest, codes = h.float(), []
         for book in self.books:
-            codes.append(book.codes(rest))  # type: ignore[operator]
-            rest = rest - book.vectors(codes[-1])  # type: ignore[operator]
+            codes.append(book.codes(rest))
+            rest = rest - book.vectors(codes[-1])
         return torch.stack(codes, 1)
 
     def vectors(self, codes: Tensor) -> Tensor:
@@ -242,17 +242,17 @@ class ResidualQuantiser(Bottleneck):
         """
         if not 1 <= codes.shape[1] <= self.levels:
             raise ConfigError(f"codes of {codes.shape[1]} levels: expected 1 to {self.levels}")
-        parts = [book.vectors(codes[:, i]) for i, book in enumerate(self.books) if i < codes.shape[1]]  # type: ignore[operator]
+        parts = [book.vectors(codes[:, i]) for i, book in enumerate(self.books) if i < codes.shape[1]]
         return torch.stack(parts).sum(0)
 
     def moved(self, finite: bool) -> None:
         begun = [True, *(bool(book.steps > 0) for book in self.books)]
         for book, ready in zip(self.books, begun, strict=False):
-            book.moved(finite and ready)  # type: ignore[operator]
+            book.moved(finite and ready)
 
     def draw(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         """Codes as often as they are used, those of different levels independent."""
-        parts = [book.draw(noise.fold_in(seeds, level), shape) for level, book in enumerate(self.books)]  # type: ignore[operator]
+        parts = [book.draw(noise.fold_in(seeds, level), shape) for level, book in enumerate(self.books)]
         return torch.stack(parts).sum(0)
 
 
