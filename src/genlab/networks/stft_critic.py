@@ -26,9 +26,13 @@ class SpectrogramCritic(nn.Module):
         layers = [nn.Conv2d(2 * channels, width, (3, 9), padding=(1, 4))]
         for dilation in (1, 2, 4):
             layers.append(nn.Conv2d(width, width, (3, 9), (1, 2), (dilation, 4), (dilation, 1)))
-        layers.append(nn.Conv2d(width, width, 3, padding=1))
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)]
+        for layer in layers:  # keeps the size of a spectrogram, which torch's own biases would drown
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        self.head = weight_norm(layers.pop())
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
-        self.head = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
 
     hann: Tensor
 
