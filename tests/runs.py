@@ -36,6 +36,7 @@ from genlab.networks.vgg import SLICES
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
 from genlab.runs.metrics import read_rows
+from genlab.sound import wav
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -46,6 +47,13 @@ _UNET = ("model.network.network.block_out_channels=[8,8]", "model.network.networ
 _TRANSFORMER = ("model.network.config.num_hidden_layers=2", "model.network.config.hidden_size=32",
                 "model.network.config.intermediate_size=64")  # fmt: skip
 SMALL = {
+    "model=audio_codec": ("model.network.width=4", "model.bottleneck.codes=16", "model.critic.width=4"),
+    "model=audio_lm": (
+        "model.network.config.n_layer=2",
+        "model.network.config.n_embd=32",
+        "model.network.config.resid_pdrop=0.0",
+        "model.network.config.embd_pdrop=0.0",
+    ),
     "model=captioner": (
         "model.encoder.widths=[8,8]",
         "model.network.config.d_model=32",
@@ -128,6 +136,27 @@ def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
     return folder
 
 
+def make_digits(folder: Path) -> Path:
+    """Recordings DIGIT_SPEAKER_INDEX.wav of 8,000 Hz, tones by digit and speaker: 60 of train, 20 of test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for digit in range(10):
+        for speaker, name in enumerate(("ann", "bob")):
+            for index in (0, 5, 6, 7):
+                t = torch.arange(800 + 160 * index) / 8000
+                sound = 0.3 * torch.sin(2 * torch.pi * (200 + 150 * digit + 40 * speaker) * t)[None]
+                (folder / f"{digit}_{name}_{index}.wav").write_bytes(wav(sound, 8000))
+    return folder
+
+
+def make_codec(folder: Path) -> Path:
+    """A run of a small audio codec at 8,000 Hz: frames of 128 samples, 6 levels of 256 codes."""
+    quick = ("~model/critic", "~model/objective", "model.network.width=4", "schedule.max_samples=8",
+             "callbacks.final.count=0", "callbacks.latents={reconstructions:0,final:false}")  # fmt: skip
+    run = new_run(small_run("model=audio_codec", folder, *quick, shipped=True))
+    assert work(run) == 0, log(run)
+    return run.path
+
+
 def compose_train(overrides: Sequence[str]) -> DictConfig:
     """conf/train.yaml as train.py would have it, checked, debug overlay applied."""
     GlobalHydra.instance().clear()
@@ -145,6 +174,8 @@ def compose_train(overrides: Sequence[str]) -> DictConfig:
 def small_parts(config: DictConfig, folder: Path) -> list[str]:
     """Overrides that put folders made here in the place of a model's frozen parts."""
     model, overrides = config.model, []
+    if "codec" in model:
+        overrides.append(f"model.codec.path={make_codec(folder / 'codec')}")
     if "first_stage" in model:
         stage = make_first_stage(folder / "first_stage", config.data.shape, model.latent_shape)
         overrides.append(f"model.first_stage.path={stage}")
@@ -209,6 +240,8 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
         pipeline = make_pipeline(folder / "pipeline")
         return [f"model.path={pipeline}", *captioned_pictures(folder / "pictures", pipeline)]
     data = config.data
+    if data.get("modality") == "audio":
+        return [f"data.path={make_digits(folder / 'digits')}", "data.num_speakers=2"]
     if "max_caption" in data:
         path = make_captioned(folder / "captioned", data.shape)
         return ["data=captioned_folder", f"data.root={path}", f"data.shape={list(data.shape)}",

@@ -54,9 +54,11 @@ def parts_of(config: DictConfig) -> str:
 # that it carries from batch to batch: these stand for themselves. Written down and checked where each is trained, since
 # composing all would cost every worker of pytest ten seconds before its first test.
 SAME_PARTS = {
+    "experiment=audio_lm_digits": "model=audio_lm",
     "experiment=awdlstm_ptb": "model=lstm",
     "experiment=betatc_vae_mnist": "model=vae",
     "experiment=betavae_mnist": "model=vae",
+    "experiment=codec_digits": "model=audio_codec",
     "experiment=dcgan_cifar10": "experiment=dcgan_celeba",
     "experiment=dcgan_mnist": "experiment=dcgan_celeba",
     "experiment=ddpm_cifar10": "model=ddpm_unet",

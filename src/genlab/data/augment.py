@@ -1,4 +1,4 @@
-"""Random changes of pictures in training: what two drawings of one thing may differ in."""
+"""Random changes of items in training: what two drawings of one thing may differ in; a part of a sound."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab import noise
+from genlab.errors import ConfigError
+from genlab.noise import Stream
 from genlab.settings import check_settings
 
 Share = Annotated[float, "ge 0, le 1"]
@@ -71,3 +73,30 @@ class Augment:
 def _of(values: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, 1]."""
     return values[:, None, None, None]
+
+
+class CropSound:
+    """A part of each sound, so that training spends no time on the silence that fills short clips up.
+
+    Args:
+        samples: of the part, which begins so that at least half of it lies before the clip's last sound.
+    """
+
+    def __init__(self, samples: Annotated[int, "gt 1"]) -> None:
+        self.samples = samples
+
+    def __call__(self, sound: Tensor, keys: Tensor) -> Tensor:
+        """float [B, C, T], int64 [B] -> [B, C, samples], the place a function of the key.
+
+        Raises:
+            ConfigError: T is shorter.
+        """
+        t = sound.shape[-1]
+        if t < self.samples:
+            raise ConfigError(f"model.augment.samples={self.samples}: sounds have {t}; take fewer")
+        places = torch.arange(1, t + 1, device=sound.device)
+        length = ((sound != 0).any(1) * places).amax(1)
+        starts = (length - self.samples // 2).clamp(0, t - self.samples) + 1
+        start = (noise.uniform(keys, (Stream.AUGMENT, 0), ()) * starts).long()
+        index = (start[:, None] + torch.arange(self.samples, device=sound.device))[:, None]
+        return sound.gather(2, index.expand(-1, sound.shape[1], -1))

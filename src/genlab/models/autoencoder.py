@@ -15,6 +15,7 @@ from genlab.models.latent import LatentSampler
 from genlab.networks.bottlenecks import KL, Bottleneck, VectorQuantiser
 from genlab.networks.ensemble import assemble
 from genlab.networks.first_stage import FirstStage, StridedStage
+from genlab.objectives.adversarial import tensors, total
 
 
 class Autoencoder(AdversarialModel):
@@ -29,7 +30,7 @@ class Autoencoder(AdversarialModel):
         reconstruction: 'l1' or 'l2', a mean over pixels and channels.
         perceptual: (x, y) in [-1, 1] -> distances [B], e.g. genlab.networks.lpips.LPIPS; or null.
         perceptual_weight: of it.
-        critic: images -> logits, one or a map an item (or a partial that makes one); or null.
+        critic: images -> logits, one or a map an item or several of these (or a partial that makes one); or null.
         objective: of the game with the critic, from genlab.objectives.adversarial.
         adversarial_weight: of the critic's part, on top of the adaptive weight.
         adaptive: scale that part so that its gradient at the decoder's last weight is as long as that of the rest
@@ -39,9 +40,14 @@ class Autoencoder(AdversarialModel):
         augment: (images, int64 keys [B]) -> images, in training, such as genlab.data.augment.Augment; or null.
         chunk_size: rows that are sampled at a time (see GenerativeModel).
 
+    Attributes:
+        item: what of a batch is encoded.
+
     Raises:
         ConfigError: a combination without meaning.
     """
+
+    item = "image"
 
     def __init__(
         self,
@@ -82,7 +88,7 @@ class Autoencoder(AdversarialModel):
     # ---- training
 
     def losses(self, batch: Mapping[str, Tensor], player: str | None = None) -> dict[str, Tensor]:
-        x, keys = batch["image"], self.keys(batch)
+        x, keys = batch[self.item], self.keys(batch)
         if self.training and self.augment is not None:
             x = self.augment(x, keys)
         if player == "critic":
@@ -90,7 +96,9 @@ class Autoencoder(AdversarialModel):
             with torch.no_grad():
                 back = self.decode(self.bottleneck(self.network.encode(x), keys, gather=False)[0])
             real, fake = self.critic(x), self.critic(back)
-            return {"loss": self.objective.critic(real, fake), "real": real.mean(), "fake": fake.mean()}
+            means = {name: torch.stack([part.mean() for part in tensors(out)]).mean() for name, out in
+                     (("real", real), ("fake", fake))}  # fmt: skip
+            return {"loss": total(self.objective.critic, real, fake), **means}
         z, report = self.bottleneck(self.network.encode(x), keys)
         back = self.network.decode(z).float()
         distance = (back - x).abs() if self.reconstruction == "l1" else (back - x).square()
@@ -99,13 +107,19 @@ class Autoencoder(AdversarialModel):
             report["perceptual"] = self.perceptual(back, x).mean()
             loss = loss + self.perceptual_weight * report["perceptual"]
         if player == "autoencoder" and self.critic is not None and self.samples_seen >= self.adversarial_start:
-            with torch.no_grad():
-                real = self.critic(x) if getattr(self.objective, "paired", False) else None
-            report["adversarial"] = adversarial = self.objective.generator(self.critic(back), real)
+            report |= self.game(back, x)
+            adversarial = report["adversarial"]
             weight = self._weight(loss, adversarial) if self.adaptive else torch.ones(())
             report["adversarial_scale"] = weight
             loss = loss + self.adversarial_weight * weight * adversarial
         return {"loss": loss + report.pop("bottleneck"), **report}
+
+    def game(self, back: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """What the autoencoder loses to the critic: "adversarial" is minimised, others are reported."""
+        assert self.critic is not None
+        with torch.no_grad():
+            real = self.critic(x) if getattr(self.objective, "paired", False) else None
+        return {"adversarial": total(self.objective.generator, self.critic(back), real)}
 
     def _weight(self, rest: Tensor, adversarial: Tensor) -> Tensor:
         """Equation 7 of arXiv 2012.09841."""
@@ -127,7 +141,7 @@ class Autoencoder(AdversarialModel):
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """z [B, *network.latent_shape]: codes, or the mode of a Gaussian."""
-        return self.bottleneck(self.network.encode(batch["image"]), batch["id"])[0]
+        return self.bottleneck(self.network.encode(batch[self.item]), batch["id"])[0]
 
     def features(self, image: Tensor) -> Tensor:
         """Images [B, C, H, W] -> latents [B, *network.latent_shape] for a model of them: the mode of a Gaussian, or
@@ -140,8 +154,8 @@ class Autoencoder(AdversarialModel):
         return self.network.decode(z)
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The images, and what comes back."""
-        return batch["image"], self.decode(self.encode(batch))
+        """The items, and what comes back."""
+        return batch[self.item], self.decode(self.encode(batch))
 
     def to_diffusers(self, folded: bool = False) -> Any:
         """The same first stage as diffusers' AutoencoderKL or VQModel.

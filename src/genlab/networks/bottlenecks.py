@@ -1,11 +1,11 @@
-"""What stands between the encoder and the decoder of a first stage: a Gaussian, a codebook, or rounded numbers."""
+"""What stands between encoder and decoder of a first stage: a Gaussian, a codebook or several, or rounded numbers."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab import noise
+from genlab.errors import ConfigError
 from genlab.noise import Stream
 
 
@@ -117,7 +118,7 @@ class VectorQuantiser(Bottleneck):
         rows = h.float().permute(0, 2, 3, 1)
         flat = rows.flatten(0, 2)
         codes = self.nearest(flat)
-        z = F.embedding(codes, self.codebook).view(rows.shape).permute(0, 3, 1, 2)
+        z = self.vectors(codes.view(rows.shape[:-1]))
         uses = F.one_hot(codes, len(self.codebook)).float()
         if self.training and gather:
             places = (noise.uniform(keys, Stream.CODES, (self.OFFERED,)) * rows[0, :, :, 0].numel()).long()
@@ -132,6 +133,15 @@ class VectorQuantiser(Bottleneck):
         """Rows [N, dim] -> int64 [N]."""
         with torch.autocast(flat.device.type, enabled=False):
             return (self.codebook.square().sum(1) - 2 * flat @ self.codebook.T).argmin(1)
+
+    def codes(self, h: Tensor) -> Tensor:
+        """[B, dim, h, w] -> places in the codebook, int64 [B, h, w]."""
+        rows = h.float().permute(0, 2, 3, 1)
+        return self.nearest(rows.flatten(0, 2)).view(rows.shape[:-1])
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """int64 [B, h, w] -> float32 [B, dim, h, w]."""
+        return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def moved(self, finite: bool) -> None:
@@ -160,6 +170,90 @@ class VectorQuantiser(Bottleneck):
         places = noise.uniform(seeds, Stream.CODES, shape[1:])
         codes = torch.searchsorted(edges, places.flatten()).clamp(max=len(edges) - 1)
         return F.embedding(codes, self.codebook).view(len(seeds), *shape[1:], shape[0]).permute(0, 3, 1, 2)
+
+
+class ResidualQuantiser(Bottleneck):
+    """Several codebooks, each of what those before it have left over (SoundStream, arXiv 2107.03312, algorithm 1): z is
+    the sum of their vectors, and fewer levels are a coarser z of fewer bits.
+
+    In training each item is decoded from a number of levels drawn from `kept` (quantizer dropout, section III-C), so
+    that one model is one of several bit rates; codebooks of levels that are left out learn all the same. A level begins
+    a step after the one before, so that what it takes from the data is what that one leaves.
+
+    Args:
+        levels: number of codebooks.
+        kept: numbers of levels that training decodes from, each as often.
+        codes: vectors in each; see VectorQuantiser, as the others.
+
+    Raises:
+        ConfigError: a number of levels that there is not.
+    """
+
+    def __init__(
+        self,
+        levels: Annotated[int, "gt 0"],
+        codes: Annotated[int, "gt 1"],
+        dim: Annotated[int, "gt 0"],
+        kept: Sequence[int] = (),
+        commitment: Annotated[float, "ge 0"] = 0.25,
+        decay: Annotated[float, "ge 0, lt 1"] = 0.99,
+        restart_below: Annotated[float, "ge 0"] = 0.1,
+    ) -> None:
+        super().__init__()
+        self.levels, self.size = levels, codes
+        if wrong := [n for n in kept if not 1 <= n <= levels]:
+            raise ConfigError(
+                f"model.bottleneck.kept={list(kept)}: {wrong[0]} of {levels} levels; expected 1 to {levels}"
+            )
+        self.register_buffer("kept", torch.tensor(list(kept) or [levels]), persistent=False)
+        books = [VectorQuantiser(codes, dim, commitment, decay, restart_below) for _ in range(levels)]
+        for book in books:
+            book.codebook.zero_()  # leaves all to the next until it has begun
+        self.books: Any = nn.ModuleList(books)
+
+    kept: Tensor
+
+    def forward(self, h: Tensor, keys: Tensor, gather: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        drawn = (noise.uniform(keys, (Stream.CODES, 1), ()) * len(self.kept)).long()
+        count = self.kept[drawn] if self.training else self.kept.new_full((len(h),), self.levels)
+        rest, z, parts = h.float(), torch.zeros_like(h, dtype=torch.float32), []
+        for level, book in enumerate(self.books):
+            vectors, part = book(rest, keys, gather)
+            vectors = vectors.detach()
+            z = z + vectors * (level < count).view(-1, 1, 1, 1)
+            rest = rest - vectors
+            parts.append(part)
+        report = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return h + (z.to(h.dtype) - h).detach(), report
+
+    def codes(self, h: Tensor) -> Tensor:
+        """[B, dim, h, w] -> places in the codebooks, int64 [B, levels, h, w]."""
+        rest, codes = h.float(), []
+        for book in self.books:
+            codes.append(book.codes(rest))
+            rest = rest - book.vectors(codes[-1])
+        return torch.stack(codes, 1)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """int64 [B, n, h, w] of the first n levels -> z, float32 [B, dim, h, w].
+
+        Raises:
+            ConfigError: more levels than there are, or none.
+        """
+        if not 1 <= codes.shape[1] <= self.levels:
+            raise ConfigError(f"codes of {codes.shape[1]} levels: expected 1 to {self.levels}")
+        parts = [book.vectors(codes[:, i]) for i, book in enumerate(self.books) if i < codes.shape[1]]
+        return torch.stack(parts).sum(0)
+
+    def moved(self, finite: bool) -> None:
+        begun = [True, *(bool(book.steps > 0) for book in self.books)]
+        for book, ready in zip(self.books, begun, strict=False):
+            book.moved(finite and ready)
+
+    def draw(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
+        """Codes as often as they are used, those of different levels independent."""
+        parts = [book.draw(noise.fold_in(seeds, level), shape) for level, book in enumerate(self.books)]
+        return torch.stack(parts).sum(0)
 
 
 class FSQ(Bottleneck):
