@@ -514,7 +514,7 @@ OPTIONS = sorted(
 )
 # The contract test composes the first two, and trains them or their twins; test_postprocess the third, of sample.py;
 # test_hifigan vocoders and test_audio_data the digits: no family makes sounds yet.
-COMPOSED_ELSEWHERE = ("model=", "experiment=", "postprocess=", "model/vocoder=", "data=spoken_digits")
+COMPOSED_ELSEWHERE = ("model=", "experiment=", "postprocess=", "model/network=mel_text_unet")
 # Those that go with most options come first.
 MODELS = list(dict.fromkeys(["gan", "gpt", "ddpm", *sorted(p.stem for p in (CONF / "model").glob("*.yaml"))]))
 
