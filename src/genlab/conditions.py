@@ -136,12 +136,7 @@ class Label(Condition):
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         """Balanced over the classes (of the data's subset, where it is one), or as frequent as in the train split."""
         if protocol.labels == "balanced":
-            classes = data.manifest.filter.get("subset") or list(range(self.classes))
-            label = torch.tensor(classes)[torch.arange(n) % len(classes)]
-            return Draw(label, {"labels": f"balanced: i % {len(classes)}"})
-        return self._draw_as_in_train(n, data, protocol)
-
-    def _draw_as_in_train(self, n: int, data: Any, protocol: Any) -> Draw:
+            return self._balanced(n, data)
         source = data.source("train")
         order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(len(source))
         ids = torch.from_numpy(np.resize(order, n))
@@ -153,15 +148,15 @@ class Label(Condition):
         rows = torch.cat([part[self.name] for part in parts]).cpu()
         return Draw(rows, {f"{self.name}s": "train: of real items, a fixed random choice"})
 
+    def _balanced(self, n: int, data: Any) -> Draw:
+        classes = data.manifest.filter.get("subset") or list(range(self.classes))
+        return Draw(torch.tensor(classes)[torch.arange(n) % len(classes)], {"labels": f"balanced: i % {len(classes)}"})
+
 
 @dataclass(frozen=True)
 class Speaker(Label):
-    """Who speaks, int64. Seed i's default is i // each modulo the number of speakers: with labels that go round `each`
-    classes, each * classes seeds are all pairs.
-
-    Attributes:
-        each: seeds on end with the same speaker.
-    """
+    """Who speaks, int64. Seed i's default is i // each modulo the number of speakers, so that with labels that go round
+    `each` classes all pairs come in turn; likewise where evaluation draws balanced labels."""
 
     name = "speaker"
     each: int = 1
@@ -169,12 +164,8 @@ class Speaker(Label):
     def default(self, seeds: Tensor, model: Any) -> Tensor:
         return (seeds // self.each).remainder(self.classes)
 
-    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
-        """Balanced, so that pairs with balanced labels are; or those of the items whose labels are drawn."""
-        if protocol.labels == "balanced":
-            speaker = self.default(torch.arange(n), model)
-            return Draw(speaker, {"speakers": f"balanced: i // {self.each} % {self.classes}"})
-        return self._draw_as_in_train(n, data, protocol)
+    def _balanced(self, n: int, data: Any) -> Draw:
+        return Draw(self.default(torch.arange(n), None), {"speakers": f"balanced: i // {self.each} % {self.classes}"})
 
 
 def class_labels(classes: int | None) -> tuple[Label, ...]:
