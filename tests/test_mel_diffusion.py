@@ -103,6 +103,27 @@ def test_the_loss_is_that_of_a_diffusion_model_of_the_log_mels() -> None:
     torch.testing.assert_close(one.losses(batch)["loss"], wanted["loss"])
 
 
+def test_clipping_holds_each_band_at_its_loudest_of_train() -> None:
+    one, x = model(), noise.normal(torch.arange(4), Stream.INITIAL, SHAPE)
+    one.mel_mean.fill_(-2.0)
+    one.mel_std.fill_(3.0)
+    one.mel_top.copy_(torch.linspace(-3, 0, 16)[:, None])
+    free, held = (one.denoiser({}, 4, clip=clip)(5 * x, 0.5).x_0 for clip in (False, True))
+    low, high = (torch.tensor(1e-5).log() + 2) / 3, (one.mel_top + 2) / 3
+    assert (free > high).any()
+    assert (free < low).any()
+    torch.testing.assert_close(held, torch.minimum(free, high).clamp(min=low))
+
+
+def test_what_is_too_loud_is_scaled_not_cut() -> None:
+    audio = sounds(2)
+    vocoder = GriffinLim(8, mel=log_mels())
+    log_mel = log_mels()(audio[:, 0])
+    loud, quiet = vocoder(log_mel + 3), vocoder(log_mel - 3)
+    assert loud.abs().amax((1, 2)).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(loud, quiet / quiet.abs().amax((1, 2), keepdim=True), atol=1e-2, rtol=0)
+
+
 def test_mean_and_deviation_are_measured_once_and_part_of_the_state(digits: SpokenDigits) -> None:
     one = model()
     one.prepare(digits, torch.device("cpu"))
@@ -111,7 +132,8 @@ def test_mean_and_deviation_are_measured_once_and_part_of_the_state(digits: Spok
     values = one.log_mel(audio)
     assert float(values.mean()) == pytest.approx(0, abs=1e-4)
     assert float(values.std()) == pytest.approx(1, abs=1e-4)
-    assert {"mel_mean", "mel_std"} < set(one.state_dict())
+    assert {"mel_mean", "mel_std", "mel_top"} < set(one.state_dict())
+    torch.testing.assert_close(one.mel_top[:, 0], one.mel(audio).amax((0, 1, 3)))
     other = model()
     other.load_state_dict(one.state_dict() | {"mel_std": torch.tensor(2.0)})
     other.prepare(digits, torch.device("cpu"))  # what it began with stays

@@ -53,6 +53,7 @@ class MelDiffusion(CaptionedDiffusion):
     Attributes:
         mel_mean, mel_std: float32 [], part of the state. One number each: bands above what a recording holds are
             nearly constant, and would become noise if each were brought to deviation 1.
+        mel_top: float32 [bands, 1], the loudest of each band in train, likewise: to it `sampler.clip` clips.
 
     Raises:
         ConfigError: a combination without meaning.
@@ -60,6 +61,7 @@ class MelDiffusion(CaptionedDiffusion):
 
     mel_mean: Tensor
     mel_std: Tensor
+    mel_top: Tensor
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class MelDiffusion(CaptionedDiffusion):
             self.embeddings = nn.ModuleList(nn.Embedding(known.classes + 1, self.width) for known in self.classes)
         self.register_buffer("mel_mean", torch.tensor(0.0))
         self.register_buffer("mel_std", torch.tensor(1.0))
+        self.register_buffer("mel_top", torch.full((mel.bands, 1), math.inf))
 
     @staticmethod
     def edits(shape: Any) -> tuple[Condition, ...]:
@@ -109,6 +112,12 @@ class MelDiffusion(CaptionedDiffusion):
         """Sounds float32 [B, C, T] in [-1, 1] -> [B, C, bands, frames], of about mean 0 and deviation 1."""
         return (self.mel(audio.float()) - self.mel_mean) / self.mel_std
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """From silence to the loudest of each band in train."""
+        ends = torch.full_like(self.mel_top, math.log(self.mel.floor)), self.mel_top
+        return tuple((end - self.mel_mean) / self.mel_std for end in ends)  # type: ignore[return-value]
+
     def sound(self, x_0: Tensor, seeds: Tensor) -> Tensor:
         """The way back: sounds float32 [B, C, T] in [-1, 1]; seeds int64 [B], for a vocoder that draws something."""
         log_mel = (x_0.float() * self.mel_std + self.mel_mean).clamp(min=math.log(self.mel.floor))
@@ -119,19 +128,22 @@ class MelDiffusion(CaptionedDiffusion):
         return self.log_mel(batch["audio"])
 
     def prepare(self, data: Any, device: torch.device) -> None:
-        """Measures mean and deviation over train, unless the weights that training begins with have them."""
+        """Measures the scale of log-mels over train, unless the weights that training begins with have them."""
         if data.sample_rate != self.mel.sample_rate:
             rates = self.mel.sample_rate, data.sample_rate
             raise ConfigError("model.mel.sample_rate={}: data.sample_rate is {}; set model.mel so".format(*rates))
         if self.mel_std == 1:
             source = data.source("train")
             sums = torch.zeros(3, dtype=torch.float64, device=device)
+            top = torch.full((self.mel.bands,), -math.inf, dtype=torch.float64, device=device)
             for ids in torch.from_numpy(subset(len(source), MEASURED)).split(CHUNK):
                 rows = self.mel(source.batch(ids, torch.zeros_like(ids))["audio"].to(device)).double()
                 sums += torch.stack([rows.sum(), rows.square().sum(), rows.new_tensor(rows.numel())])
+                top = torch.maximum(top, rows.amax((0, 1, 3)))
             mean, square = sums[:2] / sums[2]
             self.mel_mean.copy_(mean)
             self.mel_std.copy_((square - mean**2).sqrt())
+            self.mel_top.copy_(top[:, None])
         for split in ("train", "val"):
             for name, values in self.computed_texts(data, split, device).items():
                 data.attach(split, name, values)
