@@ -93,6 +93,9 @@ def test_the_way_back_from_log_mels(channels: int) -> None:
     again = one.sound(x_0, torch.arange(3))
     assert again.shape == audio.shape
     assert (one.log_mel(again) - x_0).abs().mean() < 0.2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(one.log_mel(audio), x_0)
+        assert torch.equal(one.sound(x_0, torch.arange(3)), again)
 
 
 def test_the_loss_is_that_of_a_diffusion_model_of_the_log_mels() -> None:

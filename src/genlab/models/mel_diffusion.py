@@ -110,7 +110,8 @@ class MelDiffusion(CaptionedDiffusion):
 
     def log_mel(self, audio: Tensor) -> Tensor:
         """Sounds float32 [B, C, T] in [-1, 1] -> [B, C, bands, frames], of about mean 0 and deviation 1."""
-        return (self.mel(audio.float()) - self.mel_mean) / self.mel_std
+        with torch.autocast(audio.device.type, enabled=False):  # half precision is heard in silence
+            return (self.mel(audio.float()) - self.mel_mean) / self.mel_std
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,8 @@ class MelDiffusion(CaptionedDiffusion):
         """The way back: sounds float32 [B, C, T] in [-1, 1]; seeds int64 [B], for a vocoder that draws something."""
         log_mel = (x_0.float() * self.mel_std + self.mel_mean).clamp(min=math.log(self.mel.floor))
         each = seeds.repeat_interleave(x_0.shape[1])
-        return self.vocoder(log_mel.flatten(0, 1), each).view(*x_0.shape[:2], self.samples)
+        with torch.autocast(x_0.device.type, enabled=False):
+            return self.vocoder(log_mel.flatten(0, 1), each).view(*x_0.shape[:2], self.samples)
 
     def clean(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self.log_mel(batch["audio"])
