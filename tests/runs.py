@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from processes import as_a_process, server, together
 from safetensors.torch import save_file
+from scipy.io import wavfile
 from torch import Tensor
 
 from genlab.cli.check import check
@@ -36,7 +37,6 @@ from genlab.networks.vgg import SLICES
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.directory import RunDirectory
 from genlab.runs.metrics import read_rows
-from genlab.sound import wav
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
@@ -126,6 +126,33 @@ def make_pairs(path: Path, count: int = 60, preferences: bool = False) -> Path:
     return path
 
 
+def make_tone(path: Path, k: int, rate: int, samples: int) -> None:
+    """A WAV file of `samples` samples whose pitch is k."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tone = 0.5 * np.sin(2 * np.pi * 200 * (1 + k) * np.arange(samples) / rate)
+    wavfile.write(path, rate, (32767 * tone).astype("<i2"))
+
+
+def make_sounds(folder: Path, classes: int | None, rate: int, samples: int, count: int = 60) -> Path:
+    """Tones of `samples` samples and fewer in class folders; without classes a .txt beside each: "tone 0" to "tone 9"
+    (17 tokens of characters)."""
+    for i in range(count):
+        k = i % (classes or 10)
+        path = folder / (f"{k:02}" if classes else "") / f"{i:02}.wav"
+        make_tone(path, k, rate, samples * (2 + i % 3) // 4)
+        if not classes:
+            path.with_suffix(".txt").write_text(f"tone {k}\n")
+    return folder
+
+
+def make_digits(folder: Path, digits: int, speakers: int, samples: int) -> Path:
+    """Tones with the names of recordings: DIGIT_SPEAKER_INDEX.wav, one of them of the test split."""
+    for i in range(digits * speakers * 3):
+        digit, speaker, index = i % digits, i // digits % speakers, (0, 5, 6)[i // (digits * speakers)]
+        make_tone(folder / f"{digit}_{chr(97 + speaker)}_{index}.wav", digit, 8000, samples)
+    return folder
+
+
 def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
     """Image files of `make_images`, and a .txt beside each: "square 0" to "square 9" (19 tokens of characters)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,18 +160,6 @@ def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
         for i, (image, label) in enumerate(zip(file["image"], file["label"], strict=True)):
             Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(folder / f"{i:02}.png")
             (folder / f"{i:02}.txt").write_text(f"square {label}\n")
-    return folder
-
-
-def make_digits(folder: Path) -> Path:
-    """Recordings DIGIT_SPEAKER_INDEX.wav of 8,000 Hz, tones by digit and speaker: 60 of train, 20 of test."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for digit in range(10):
-        for speaker, name in enumerate(("ann", "bob")):
-            for index in (0, 5, 6, 7):
-                t = torch.arange(800 + 160 * index) / 8000
-                sound = 0.3 * torch.sin(2 * torch.pi * (200 + 150 * digit + 40 * speaker) * t)[None]
-                (folder / f"{digit}_{name}_{index}.wav").write_bytes(wav(sound, 8000))
     return folder
 
 
@@ -240,8 +255,10 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
         pipeline = make_pipeline(folder / "pipeline")
         return [f"model.path={pipeline}", *captioned_pictures(folder / "pictures", pipeline)]
     data = config.data
-    if data.get("modality") == "audio":
-        return [f"data.path={make_digits(folder / 'digits')}", "data.num_speakers=2"]
+    if "num_speakers" in data:
+        return [f"data.path={make_digits(folder / 'digits', data.num_classes, data.num_speakers, 4000)}"]
+    if data.modality == "audio":
+        return [f"data.root={make_sounds(folder / 'sounds', data.num_classes, data.sample_rate, data.samples)}"]
     if "max_caption" in data:
         path = make_captioned(folder / "captioned", data.shape)
         return ["data=captioned_folder", f"data.root={path}", f"data.shape={list(data.shape)}",

@@ -513,8 +513,8 @@ OPTIONS = sorted(
     if p.parent.name not in ("hydra", "chain")
 )
 # The contract test composes the first two, and trains them or their twins; test_postprocess the third, of sample.py;
-# test_hifigan vocoders.
-COMPOSED_ELSEWHERE = ("model=", "experiment=", "postprocess=", "model/vocoder=")
+# test_mel_diffusion a UNet that is told captions.
+COMPOSED_ELSEWHERE = ("model=", "experiment=", "postprocess=", "model/network=mel_text_unet")
 # Those that go with most options come first.
 MODELS = list(dict.fromkeys(["gan", "gpt", "ddpm", *sorted(p.stem for p in (CONF / "model").glob("*.yaml"))]))
 

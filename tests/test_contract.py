@@ -80,6 +80,7 @@ SAME_PARTS = {
     "experiment=marian_debian_synopsis": "model=seq2seq",
     "experiment=marian_multi30k": "model=seq2seq",
     "experiment=marian_multi30k_cpu": "model=seq2seq",
+    "experiment=mel_diffusion_digits": "model=mel_diffusion",
     "experiment=mlm_shakespeare": "model=masked_diffusion",
     "experiment=poetry_grpo": "model=gpt",
     "experiment=r3gan_mnist": "experiment=r3gan_cifar10",

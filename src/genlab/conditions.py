@@ -115,7 +115,7 @@ class Label(Condition):
     def rows(self, values: Sequence[Any], model: Any) -> Tensor:
         wrong = next((value for value in values if not self._is_label(value)), None)
         if wrong is not None:
-            raise ConfigError(f"condition.label={wrong}: expected 0 to {self.classes - 1}.")
+            raise ConfigError(f"condition.{self.name}={wrong}: expected 0 to {self.classes - 1}.")
         return torch.tensor([operator.index(value) for value in values])
 
     def _is_label(self, value: Any) -> bool:
@@ -136,19 +136,36 @@ class Label(Condition):
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         """Balanced over the classes (of the data's subset, where it is one), or as frequent as in the train split."""
         if protocol.labels == "balanced":
-            classes = data.manifest.filter.get("subset") or list(range(self.classes))
-            label = torch.tensor(classes)[torch.arange(n) % len(classes)]
-            return Draw(label, {"labels": f"balanced: i % {len(classes)}"})
+            return self._balanced(n, data)
         source = data.source("train")
         order = np.random.Generator(np.random.Philox(key=SUBSET_SEED)).permutation(len(source))
         ids = torch.from_numpy(np.resize(order, n))
         parts = [source.batch(part, torch.zeros_like(part)) for part in ids.split(protocol.chunk)]
-        if "label" not in parts[0]:
+        if self.name not in parts[0]:
             raise ConfigError(
-                f"evaluation.labels=train: {data.manifest.name} has no labels; take evaluation.labels=balanced"
+                f"evaluation.labels=train: {data.manifest.name} has no {self.name}s; take evaluation.labels=balanced"
             )
-        label = torch.cat([part["label"] for part in parts]).cpu()
-        return Draw(label, {"labels": "train: of real items, a fixed random choice"})
+        rows = torch.cat([part[self.name] for part in parts]).cpu()
+        return Draw(rows, {f"{self.name}s": "train: of real items, a fixed random choice"})
+
+    def _balanced(self, n: int, data: Any) -> Draw:
+        classes = data.manifest.filter.get("subset") or list(range(self.classes))
+        return Draw(torch.tensor(classes)[torch.arange(n) % len(classes)], {"labels": f"balanced: i % {len(classes)}"})
+
+
+@dataclass(frozen=True)
+class Speaker(Label):
+    """Who speaks, int64. Seed i's default is i // each modulo the number of speakers, so that with labels that go round
+    `each` classes all pairs come in turn; likewise where evaluation draws balanced labels."""
+
+    name = "speaker"
+    each: int = 1
+
+    def default(self, seeds: Tensor, model: Any) -> Tensor:
+        return (seeds // self.each).remainder(self.classes)
+
+    def _balanced(self, n: int, data: Any) -> Draw:
+        return Draw(self.default(torch.arange(n), None), {"speakers": f"balanced: i // {self.each} % {self.classes}"})
 
 
 def class_labels(classes: int | None) -> tuple[Label, ...]:

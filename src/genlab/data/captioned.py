@@ -72,6 +72,11 @@ class Captioned(Source):
     def __len__(self) -> int:
         return len(self.captions)
 
+    @property
+    def one_caption(self) -> bool:
+        """Whether each item has one caption, so that it always comes with the same."""
+        return bool((self.spans[1] == 1).all())
+
     def batch(self, ids: Tensor, epochs: Tensor) -> Batch:
         first, count = self.spans[:, ids]
         if self.seed is not None:
@@ -147,13 +152,6 @@ class CaptionedImages(ImageData):
         source = self.source(split)
         assert isinstance(source, Captioned)
         return [dict(facts) for facts in source.facts]
-
-    @property
-    def one_caption(self) -> bool:
-        """Whether each image of train has one caption, so that it always comes with the same."""
-        source = self.source("train")
-        assert isinstance(source, Captioned)
-        return bool((source.spans[1] == 1).all())
 
     def load(self) -> tuple[dict[Split, Source], Manifest]:
         sources, manifest = super().load()

@@ -11,7 +11,7 @@ every conversion is one formula:
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -64,9 +64,12 @@ def denoised(prediction: Prediction, output: Tensor, x_t: Tensor, alpha: Number,
     return Denoised((a * x_t - sigma * output) / determinant, (alpha * output - b * x_t) / determinant)
 
 
-def clipped(prediction: Denoised, x_t: Tensor, alpha: float, sigma: float) -> Denoised:
-    """x_0 clipped to the range of data, [-1, 1], as DDPM's sampler does, and the eps that then explains x_t."""
-    x_0 = prediction.x_0.clamp(-1, 1)
+def clipped(
+    prediction: Denoised, x_t: Tensor, alpha: float, sigma: float, bounds: tuple[Any, Any] = (-1, 1)
+) -> Denoised:
+    """x_0 clipped to the range of data (numbers, or tensors that broadcast), as DDPM's sampler does, and the eps that
+    then explains x_t."""
+    x_0 = prediction.x_0.clamp(*bounds)
     return Denoised(x_0, (x_t - alpha * x_0) / sigma)
 
 

@@ -84,6 +84,8 @@ class DiffusionModel(GenerativeModel):
 
     # ---- what a family on other than pixels and labels says otherwise
 
+    bounds: Any = (-1, 1)  # of x_0: numbers, or tensors that broadcast
+
     def clean(self, batch: Mapping[str, Tensor]) -> Tensor:
         """x_0 of a batch, [B, *shape]: here the images."""
         return batch["image"]
@@ -171,12 +173,14 @@ class DiffusionModel(GenerativeModel):
         if label is not None and not 0 <= int(label.min()) <= int(label.max()) <= self.num_classes:
             raise ConfigError(f"condition.label: expected 0 to {self.num_classes - 1}, got {label.tolist()}")
 
+        bounds = self.bounds
+
         def denoise(x_t: Tensor, t: float) -> Denoised:
             times = torch.full((len(x_t),), t, dtype=torch.float32, device=x_t.device)
             output = guided(self, x_t, times, told, null, guidance_scale)
             alpha, sigma = self.process.at(t)
             result = parameterisation.denoised(self.prediction, output.to(x_t.dtype), x_t, alpha, sigma)
-            return parameterisation.clipped(result, x_t, alpha, sigma) if clip else result
+            return parameterisation.clipped(result, x_t, alpha, sigma, bounds) if clip else result
 
         return denoise
 

@@ -16,7 +16,7 @@ class Patch(nn.Module):
 
     Args:
         network: makes the inner network from `in_channels` and `out_channels` (a partial of its class); it is called as
-            network(sample, timestep, class_labels) and returns a tensor, or an output of diffusers with `.sample`.
+            network(sample, timestep, ...) and returns a tensor, or an output of diffusers with `.sample`.
         channels: C of the images.
         patch: p. Height and width must be multiples of it.
     """
@@ -25,15 +25,17 @@ class Patch(nn.Module):
         super().__init__()
         self.patch = patch
         self.network = network(in_channels=channels * patch**2, out_channels=channels * patch**2)
+        self.config = getattr(self.network, "config", {})
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """sample [B, C, H, W], timestep [B], class_labels int64 [B] or None -> [B, C, H, W]."""
+    def forward(self, sample: Tensor, timestep: Tensor, *told: Any, **named: Any) -> Tensor:
+        """sample [B, C, H, W], timestep [B], and what the inner network is told, such as class_labels int64 [B] ->
+        [B, C, H, W]."""
         height, width = sample.shape[-2:]
         if height % self.patch or width % self.patch:
             raise ConfigError(
                 f"model.network.patch: {height}x{width} images do not divide into patches of {self.patch}"
             )
-        out = self.network(F.pixel_unshuffle(sample, self.patch), timestep, class_labels)
+        out = self.network(F.pixel_unshuffle(sample, self.patch), timestep, *told, **named)
         return F.pixel_shuffle(as_tensor(out), self.patch)
 
 

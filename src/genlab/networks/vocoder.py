@@ -38,7 +38,8 @@ class Vocoder(ABC):
 
     @torch.no_grad()
     def __call__(self, log_mel: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Waveforms, float32 [B, 1, frames hop] in [-1, 1], on the device of the log-mels [B, bands, frames].
+        """Waveforms, float32 [B, 1, frames hop] in [-1, 1], on the device of the log-mels [B, bands, frames]. One that
+        would be louder is scaled down as a whole, since cutting its peaks would be heard.
 
         Args:
             seeds: int64 [B]; None: 0 to B - 1. A sound depends on its own log-mel and seed alone.
@@ -49,4 +50,5 @@ class Vocoder(ABC):
         if log_mel.ndim != 3 or log_mel.shape[1] != self.bands:
             raise ConfigError(f"vocoder: log-mels {list(log_mel.shape)}, expected [B, {self.bands}, frames]")
         rows = torch.arange(len(log_mel), device=log_mel.device) if seeds is None else seeds.to(log_mel.device)
-        return self.sound(log_mel.float(), rows)[:, None].clamp(-1, 1)
+        sound = self.sound(log_mel.float(), rows)
+        return (sound / sound.abs().amax(1, keepdim=True).clamp(min=1))[:, None]
