@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 VOICES = ("soprano", "alto", "tenor", "bass")
+RANGES = ((60, 79), (55, 74), (48, 67), (38, 62))  # MIDI, what choirs sing at ease: of Bach's notes there about 99 %
 COLOURS = ("#c0392b", "#d68910", "#1e8449", "#1f4e9c")  # of the voices in pictures
 LOWEST = 36  # MIDI's number of the first of PITCHES
 PITCHES = string.digits + string.ascii_uppercase + string.ascii_lowercase

@@ -19,7 +19,7 @@ import numpy as np
 
 from genlab.data.corpora import write_lines
 from genlab.data.prepare import REPORT, SPLITS
-from genlab.errors import unreadable
+from genlab.errors import DataError, unreadable
 from genlab.files import sha256_of, write_json
 from genlab.music import LOWEST, PITCHES, STEPS, VOICES, Score, transpose, write_text
 
@@ -28,7 +28,7 @@ HELD_OUT = {0: "val", 1: "test"}  # of ten parts of the melodies
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
-class Unsuitable(Exception):
+class Unsuitable(DataError):
     """A score that is no chorale in four voices on a grid of sixteenths; says why."""
 
 
@@ -63,6 +63,10 @@ def read_chorale(path: Path) -> Chorale:
                 root = ElementTree.fromstring(file.read(name))
         else:
             root = ElementTree.fromstring(path.read_bytes())
+        return _chorale(path.name.rpartition(".")[0], root)
+
+
+def _chorale(name: str, root: ElementTree.Element) -> Chorale:
     parts = _voices(root)
     read = [_read_part(part) for part in parts]
     if len({len(pitch) for pitch, *_ in read}) != 1 or len({tuple(bars) for *_, bars, _ in read}) != 1:
@@ -74,10 +78,10 @@ def read_chorale(path: Path) -> Chorale:
     means = [column[column >= 0].mean() if (column >= 0).any() else 0 for column in pitch.T]
     if sorted(means, reverse=True) != means:
         raise Unsuitable("parts that are not soprano, alto, tenor, bass")
-    key = parts[0].find(".//key")
     score = _trimmed(Score(pitch, onset, tuple(read[0][2]), tuple(read[0][3])))
+    key = parts[0].find(".//key")
     sharps, mode = (key.findtext("fifths"), key.findtext("mode")) if key is not None else (None, None)
-    return Chorale(path.name.partition(".mxl")[0].removesuffix(".xml"), score, int(sharps or 0), mode or "")
+    return Chorale(name, score, int(sharps or 0), mode or "")
 
 
 def _voices(root: ElementTree.Element) -> list[ElementTree.Element]:
@@ -151,7 +155,8 @@ def melodies(chorales: list[Chorale]) -> list[list[int]]:
         line = chorale.score.pitch[::STEPS, 0]
         runs = (line[t : t + BEATS] for t in range(max(1, len(line) - BEATS + 1)))
         keys: list[Any] = [tuple((run - run[0]).tolist()) for run in runs]
-        keys.append(re.match(r"[a-z]*\d+\.?\d*", chorale.name)[0])
+        work = re.match(r"bwv\d+(\.\d+)?", chorale.name)
+        keys.append(work[0] if work else chorale.name)
         for key in keys:
             groups[root(i)] = root(first.setdefault(key, i))
     found = defaultdict(list)

@@ -3,6 +3,7 @@
 from genlab.evaluation.metrics.answers import AnswerLikelihood, Forgetting
 from genlab.evaluation.metrics.base import Items, Measured, Metric, NotApplicable, measure
 from genlab.evaluation.metrics.captions import Captioning, Cycle
+from genlab.evaluation.metrics.chorales import ChoraleRules
 from genlab.evaluation.metrics.fidelity import (
     FID,
     KID,
@@ -33,13 +34,14 @@ from genlab.evaluation.metrics.given import (
     VariationalNLL,
 )
 from genlab.evaluation.metrics.matching import DualScore, Retrieval
+from genlab.evaluation.metrics.ngrams import TextNGrams
 from genlab.evaluation.metrics.pairs import PythonFunctions, Summarisation, Translation
 
 __all__ = [
-    "FID", "KID", "AnswerLikelihood", "Captioning", "CodeValidity", "Confidence", "Cycle", "DensityCoverage",
-    "DualScore", "Forgetting", "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items", "JudgeScores",
-    "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours", "NotApplicable", "PrecisionRecall",
-    "PythonFunctions", "Reconstruction", "Retrieval", "Summarisation", "TextBound", "TextCoherence", "TextCopying",
-    "TextHarm", "TextLikelihood", "TextPseudoLikelihood", "TextQuality", "Translation", "VariationalNLL", "VerseForm",
-    "measure",
+    "FID", "KID", "AnswerLikelihood", "Captioning", "ChoraleRules", "CodeValidity", "Confidence", "Cycle",
+    "DensityCoverage", "DualScore", "Forgetting", "ImportanceWeightedNLL", "InceptionScore", "IntraFID", "Items",
+    "JudgeScores", "LabelAccuracy", "LatentUsage", "Measured", "Metric", "NearestNeighbours", "NotApplicable",
+    "PrecisionRecall", "PythonFunctions", "Reconstruction", "Retrieval", "Summarisation", "TextBound", "TextCoherence",
+    "TextCopying", "TextHarm", "TextLikelihood", "TextNGrams", "TextPseudoLikelihood", "TextQuality", "Translation",
+    "VariationalNLL", "VerseForm", "measure",
 ]  # fmt: skip
