@@ -76,7 +76,7 @@ def test_a_file_is_read_as_its_notes(tmp_path: Path) -> None:
 
 
 def test_text_comes_back_as_the_score() -> None:
-    text = "VOJ7------------\n^XQL9-R--..8-..--\nVOJ7"
+    text = "VOJ7-=_~-=_~-=_~\n^XQL9-R_~..8~.._~\nVOJ7"
     score = music.read_text(text)
     assert (score.faults, score.bars, score.fermatas) == (0, (4, 8), (4,))
     assert music.write_text(score) == text
@@ -89,7 +89,7 @@ def test_text_comes_back_as_the_score() -> None:
 
 @pytest.mark.parametrize(
     ("text", "steps", "faults"),
-    [("", 0, 0), ("abc", 0, 3), ("Ein Text!\n", 1, 5), ("----", 1, 4), ("VOJ7\nVO\nVOJ7", 2, 2), ("\n\n^^\n", 0, 0)],
+    [("", 0, 0), ("abc", 0, 3), ("Ein Text!\n", 1, 5), ("-=_~", 1, 4), ("VOJ7----", 2, 3), ("VOJ7\nVO\nVOJ7", 2, 2), ("\n\n^^\n", 0, 0)],
 )
 def test_what_is_no_chorale_is_counted(text: str, steps: int, faults: int, tmp_path: Path) -> None:
     """It is saved and shown all the same, and judged."""
@@ -215,17 +215,17 @@ def test_other_rules() -> None:
     assert rules(chords((72, 71, 61, 48)))["consonant"] == (0, 4)
     for last, kept in ((C, 1), ((72, 67, 60, 52), 0), ((71, 67, 62, 53), 0)):  # root, sixth chord, seventh
         assert rules(chords(G, last))["final_triad"] == (kept, 1)
-    bars = music.read_text("VOJ7\n" + ("VOJ7" + "-" * 12 + "\n") * 3 + "VOJ7----\nVOJ7")
+    bars = music.read_text("VOJ7\n" + ("VOJ7" + "-=_~" * 3 + "\n") * 3 + "VOJ7-=_~\nVOJ7")
     assert rules(bars)["even_bars"] == (3, 4)
 
 
 def test_the_metric_sums_over_texts_and_knows_copied_bars() -> None:
     class Data:
         manifest = type("M", (), {"identity": staticmethod(lambda split: "0" * 64), "name": "x"})
-        texts = staticmethod(lambda split: [("a", "VOJ7------------\nXQL9------------")])
+        texts = staticmethod(lambda split: [("a", "VOJ7-=_~-=_~-=_~\nXQL9-=_~-=_~-=_~")])
 
     metric = ChoraleRules()
-    texts = ["VOJ7------------\nXQL9--------XQL9", "VOJ7------------", "!"]
+    texts = ["VOJ7-=_~-=_~-=_~\nXQL9-=_~-=_~XQL9", "VOJ7-=_~-=_~-=_~", "!"]
     items = Items(data=texts)
     metric.prepare(Data, [items])
     metric.update(items)
@@ -272,7 +272,7 @@ def test_orders_that_cannot_be_are_refused() -> None:
 
 def test_midi_bytes_are_the_notes() -> None:
     """Read back by the standard: chunks, times of 7 bits a byte, running through each track."""
-    score = music.read_text("VOJ7------------\n^XQL9" + "-" * 400 + "..8-")
+    score = music.read_text("VOJ7-=_~-=_~-=_~\n^XQL9" + "-=_~" * 100 + "..8~")
     data = music.midi(score)
     assert data[:14] == b"MThd" + bytes([0, 0, 0, 6, 0, 1, 0, 5, 0x01, 0xE0])
     at, tracks = 14, []
@@ -332,7 +332,7 @@ def test_what_is_shown_can_be_played_and_is_logged(tmp_path: Path) -> None:
         def __getattr__(self, kind: str) -> object:
             return lambda name, *rest: logged.setdefault(f"{kind} {name}", list(rest))
 
-    texts = ["VOJ7" + "-" * 12 * (i + 1) for i in range(6)]
+    texts = ["VOJ7" + "-=_~" * 3 * (i + 1) for i in range(6)]
     shown = Music().show(tmp_path / "grid", texts, 8, {"seed": 0})
     assert shown.read_text().count("VOJ7") == 6
     assert (tmp_path / "grid.html").read_text().count("<audio") == Music.played == 4

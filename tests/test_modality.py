@@ -49,7 +49,7 @@ CASES: list[tuple[Modality, Any]] = [
     (Image(), pixels(3, 3, 20, 24)),
     (Image(), pixels(2, 1, 28, 28)),
     (Text(), ["one\ntwo", "Füße 貓", ""]),
-    (Music(), ["VOJ7--------\nXQL9----", "no chorale", ""]),
+    (Music(), ["VOJ7-=_~-=_~\nXQL9-=_~", "no chorale", ""]),
     (Audio(8000), tones(440, 880, 2000)),
     (Audio(16000), torch.rand(2, 2, 500, generator=torch.Generator().manual_seed(0)) * 2 - 1),
     (Video(8), ball()),

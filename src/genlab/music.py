@@ -1,7 +1,8 @@
 """Music in four voices as text, and back: a grid of sixteenths, notes, MIDI bytes, sound, a piano roll.
 
 The text is that of DeepBach (Hadjeres et al. 2017, arXiv 1612.01010, section 3.1), flattened: each sixteenth is four
-characters, soprano, alto, tenor, bass, each the pitch that begins there, "-" (the note before is held) or "." (rest).
+characters, soprano, alto, tenor, bass, each the pitch that begins there, "." (rest), or that the note before is held,
+which is another character in each voice, "-=_~": so a window that begins anywhere says which voice is whose.
 A new line begins with each bar, and "^" stands before a sixteenth at which a note with a fermata begins. Pitches are
 0-9, A-Z, a-z from C2 on, a semitone each: "0" is MIDI's 36, "O" is middle C.
 """
@@ -22,7 +23,7 @@ RANGES = ((60, 79), (55, 74), (48, 67), (38, 62))  # MIDI, what choirs sing at e
 COLOURS = ("#c0392b", "#d68910", "#1e8449", "#1f4e9c")  # of the voices in pictures
 LOWEST = 36  # MIDI's number of the first of PITCHES
 PITCHES = string.digits + string.ascii_uppercase + string.ascii_lowercase
-HOLD, REST, BAR, FERMATA = "-", ".", "\n", "^"
+HOLDS, REST, BAR, FERMATA = "-=_~", ".", "\n", "^"  # a hold a voice
 STEPS = 4  # of a quarter note
 TEMPO = 76  # quarter notes a minute, in sound and MIDI
 SAMPLE_RATE = 16000  # in Hz
@@ -38,7 +39,8 @@ class Score:
         onset: bool [T, 4], whether a note begins.
         bars: steps at which a bar begins, but for the first.
         fermatas: steps at which a note with a fermata begins.
-        faults: characters of a text that do not fit: unknown, of a step without four voices, a hold of no note.
+        faults: characters of a text that do not fit: unknown, of a step without four voices, a hold of no
+            note or of another voice.
     """
 
     pitch: np.ndarray
@@ -56,35 +58,37 @@ def write_text(score: Score) -> str:
     out, bars, fermatas = [], set(score.bars), set(score.fermatas)
     for t, (pitches, onsets) in enumerate(zip(score.pitch.tolist(), score.onset.tolist(), strict=True)):
         out.append(BAR * (t in bars) + FERMATA * (t in fermatas))
-        for pitch, onset in zip(pitches, onsets, strict=True):
-            out.append(REST if pitch < 0 else PITCHES[pitch - LOWEST] if onset else HOLD)
+        for pitch, onset, hold in zip(pitches, onsets, HOLDS, strict=True):
+            out.append(REST if pitch < 0 else PITCHES[pitch - LOWEST] if onset else hold)
     return "".join(out)
 
 
 def read_text(text: str) -> Score:
     """The score of any text: what does not fit is left out, and counted."""
     steps: list[list[tuple[int, bool]]] = []
-    bars, fermatas, faults, step = [], [], 0, []
-    last = [-1] * 4
+    bars: list[int] = []
+    fermatas: list[int] = []
+    step: list[tuple[int, bool]] = []
+    last, faults = [-1] * 4, 0
     for character in text:
         if character in (BAR, FERMATA):
             faults += len(step)
             step = []
             (bars if character == BAR else fermatas).append(len(steps))
-        elif character in (HOLD, REST) or character in PITCHES:
-            held = last[len(step)]
-            faults += character == HOLD and held < 0
-            pitch = held if character == HOLD else -1 if character == REST else LOWEST + PITCHES.index(character)
-            step.append((pitch, character in PITCHES))
+        elif character in HOLDS:
+            faults += last[len(step)] < 0 or character != HOLDS[len(step)]
+            step.append((last[len(step)], False))
+        elif character == REST or character in PITCHES:
+            step.append((-1 if character == REST else LOWEST + PITCHES.index(character), character in PITCHES))
         else:
             faults += 1
         if len(step) == 4:
             steps.append(step)
             last, step = [pitch for pitch, _ in step], []
     grid = np.array(steps, dtype=np.int64).reshape(-1, 4, 2)
-    inside = [tuple(sorted({t for t in places if t < len(steps)})) for places in (bars, fermatas)]
-    inside[0] = tuple(t for t in inside[0] if t > 0)
-    return Score(grid[..., 0], grid[..., 1].astype(bool), *inside, faults=faults + len(step))
+    starts = tuple(sorted({t for t in bars if 0 < t < len(steps)}))
+    ends = tuple(sorted({t for t in fermatas if t < len(steps)}))
+    return Score(grid[..., 0], grid[..., 1].astype(bool), starts, ends, faults + len(step))
 
 
 def transpose(score: Score, semitones: int) -> Score:

@@ -107,7 +107,9 @@ def _read_part(part: ElementTree.Element) -> tuple[np.ndarray, np.ndarray, list[
     """Pitches int64 [T], onsets bool [T], first steps of bars but the first, steps of fermatas."""
     pitches: list[int] = []
     onsets: list[bool] = []
-    bars, fermatas, divisions = [], [], 1
+    bars: list[int] = []
+    fermatas: list[int] = []
+    divisions = 1
     for measure in part.findall("measure"):
         if pitches and (not bars or bars[-1] != len(pitches)):
             bars.append(len(pitches))

@@ -48,7 +48,7 @@ def rules(score: music.Score) -> dict[str, tuple[int, int]]:
         fifths += int((parallel & (interval[1:] == 7)).sum())
         octaves += int((parallel & (interval[1:] == 0)).sum())
     chords = [set((row % 12).tolist()) for row in pitch[four]]
-    rooted = bool(chords) and {(note - int(pitch[four][-1, 3])) % 12 for note in pitch[four][-1].tolist()}
+    rooted = {(int(note) - int(last[3])) % 12 for last in pitch[four][-1:] for note in last}
     lengths = np.diff(score.bars).tolist()
     return {
         "faults": (score.faults, score.faults + 4 * len(score)),
@@ -57,7 +57,7 @@ def rules(score: music.Score) -> dict[str, tuple[int, int]]:
         "parallel_fifths": (fifths, moves),
         "parallel_octaves": (octaves, moves),
         "consonant": (sum(any(chord <= triad for triad in _TRIADS) for chord in chords), len(chords)),
-        "final_triad": (int(bool(rooted) and any(rooted <= triad for triad in _ROOT)), int(bool(chords))),
+        "final_triad": (int(bool(chords) and any(rooted <= triad for triad in _ROOT)), int(bool(chords))),
         "even_bars": (Counter(lengths).most_common(1)[0][1] if lengths else 0, len(lengths)),
     }
 
