@@ -89,7 +89,15 @@ def test_text_comes_back_as_the_score() -> None:
 
 @pytest.mark.parametrize(
     ("text", "steps", "faults"),
-    [("", 0, 0), ("abc", 0, 3), ("Ein Text!\n", 1, 5), ("-=_~", 1, 4), ("VOJ7----", 2, 3), ("VOJ7\nVO\nVOJ7", 2, 2), ("\n\n^^\n", 0, 0)],
+    [
+        ("", 0, 0),
+        ("abc", 0, 3),
+        ("Ein Text!\n", 1, 5),
+        ("-=_~", 1, 4),
+        ("VOJ7----", 2, 3),
+        ("VOJ7\nVO\nVOJ7", 2, 2),
+        ("\n\n^^\n", 0, 0),
+    ],
 )
 def test_what_is_no_chorale_is_counted(text: str, steps: int, faults: int, tmp_path: Path) -> None:
     """It is saved and shown all the same, and judged."""
@@ -115,6 +123,20 @@ def test_parts_that_are_no_chorale_are_refused_with_the_reason(tmp_path: Path) -
     ]:
         with pytest.raises(Unsuitable, match=reason):
             read_chorale(write_score(tmp_path / "x.mxl", parts))
+    rest = "<note><rest/><duration>{}</duration></note>"
+    for steps in (4, 5):  # a half note at most
+        resting = [
+            v.replace(
+                '</note></measure><measure number="2">', f'</note>{rest.format(steps)}</measure><measure number="2">'
+            )
+            for v in voices
+        ]
+        path = write_score(tmp_path / "x.mxl", resting)
+        if steps == 4:
+            assert len(read_chorale(path).score) == 32 + 8
+        else:
+            with pytest.raises(Unsuitable, match="interludes"):
+                read_chorale(path)
     for wrong in ("<score", "<score-partwise/>", ""):
         (tmp_path / "y.xml").write_text(wrong)
         with pytest.raises(DataError):

@@ -24,6 +24,7 @@ from genlab.files import sha256_of, write_json
 from genlab.music import LOWEST, PITCHES, STEPS, VOICES, Score, transpose, write_text
 
 BEATS = 16  # quarter notes of a soprano on end that make two chorales settings of one melody
+SILENCE = 2 * STEPS  # sixteenths that all voices may rest
 HELD_OUT = {0: "val", 1: "test"}  # of ten parts of the melodies
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
@@ -79,6 +80,9 @@ def _chorale(name: str, root: ElementTree.Element) -> Chorale:
     if sorted(means, reverse=True) != means:
         raise Unsuitable("parts that are not soprano, alto, tenor, bass")
     score = _trimmed(Score(pitch, onset, tuple(read[0][2]), tuple(read[0][3])))
+    silent = (score.pitch < 0).all(1)
+    if (np.convolve(silent, np.ones(SILENCE + 1)) > SILENCE).any():
+        raise Unsuitable("interludes of instruments")
     key = parts[0].find(".//key")
     sharps, mode = (key.findtext("fifths"), key.findtext("mode")) if key is not None else (None, None)
     return Chorale(name, score, int(sharps or 0), mode or "")
