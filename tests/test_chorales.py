@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from scipy.io import wavfile
 from genlab import music
 from genlab.data import fetch
 from genlab.data.chorales import Chorale, Unsuitable, melodies, music21_chorales, read_chorale
+from genlab.data.windows import Windows
 from genlab.drawing import read_meta
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation.metrics import ChoraleRules, Items, TextNGrams
@@ -284,6 +286,30 @@ def test_ngrams_are_those_of_the_formula() -> None:
             list(NGrams(tokens, 4, 5).probabilities(inputs, np.full_like(labels, word)))[order - 1] for word in range(5)
         ]
         np.testing.assert_allclose(np.sum(whole, 0), 1, rtol=1e-12)
+
+
+def windows(tokens: list[int], size: int) -> SimpleNamespace:
+    """Data of windows of 4, the same for each split."""
+    source = Windows(torch.tensor(tokens, dtype=torch.int32), 4, "x")
+    tokenizer = SimpleNamespace(get_vocab_size=lambda: size)
+    return SimpleNamespace(source=lambda split: source, tokenizer=tokenizer, manifest=SimpleNamespace(name="x"))
+
+
+def test_nats_of_ngrams_are_a_mean_over_tokens() -> None:
+    """The last window is partial: what is beyond its end does not count."""
+    tokens, metric, protocol = [0, 1, 2, 0, 1, 2, 1], TextNGrams((1, 3)), SimpleNamespace(reference_split="val")
+    source = metric.source(None, windows(tokens, 3), protocol)
+    rows = metric.score(None, source.batch(torch.arange(2), torch.zeros(2, dtype=torch.int64)))
+    assert rows["tokens"].tolist() == [4, 2]
+    metric.update(Items(data=rows))
+    values = metric.compute()
+    for order in (1, 3):
+        p = [slow(tokens, order, 3, tokens[:t] if t < 5 else tokens[4:t], tokens[t]) for t in range(1, 7)]
+        assert values[f"ngram{order}_nats_per_token"] == pytest.approx(-sum(map(math.log, p)) / 6)
+    with pytest.raises(ConfigError, match=r"orders=\[40\]: at most 39 with a vocabulary of 3 tokens"):
+        TextNGrams([40]).source(None, windows(tokens, 3), protocol)
+    with pytest.raises(ConfigError, match="counts windows of a text, and data 'x' has none"):
+        metric.source(None, SimpleNamespace(source=lambda split: None, manifest=SimpleNamespace(name="x")), protocol)
 
 
 def test_orders_that_cannot_be_are_refused() -> None:
