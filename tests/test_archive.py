@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -72,6 +73,18 @@ def test_only_what_is_wanted_is_unpacked(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out" / "p").iterdir()] == ["a"]
     with pytest.raises(DataError, match="has no member 'p/c'"):
         unpack(path, tmp_path / "out", {"p/c"}, 2)
+
+
+def test_patterns_are_unpacked(tmp_path: Path) -> None:
+    """Each must match; what none matches stays where it is."""
+    path = tgz(tmp_path / "x.tgz", {"p/a.mxl": b"1", "p/b.mxl": b"2", "p/a.py": b"3", "q/a.mxl": b"4", "q/c": b"5"})
+    (tmp_path / "out").mkdir()
+    unpack(path, tmp_path / "out", ["p/*.mxl", "q/c"], 3)
+    unpacked = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert unpacked == {"p/a.mxl", "p/b.mxl", "q/c"}
+    for wanted, missing in ((["p/*.mxl", "p/*.xml"], "p/*.xml"), (["p/*.mxl", "q/d"], "q/d")):
+        with pytest.raises(DataError, match=f"has no member '{re.escape(missing)}'"):
+            unpack(path, tmp_path / "out", wanted, 3)
 
 
 @pytest.mark.faults(19)

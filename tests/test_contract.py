@@ -36,7 +36,7 @@ CHOICES = [*(f"model={name}" for name in MODELS), *(f"experiment={name}" for nam
 
 
 def parts_of(config: DictConfig) -> str:
-    """The classes that a model is made of, whatever their numbers."""
+    """The classes that a model is made of, whatever their numbers; not what its items are shown as."""
     targets: set[str] = set()
 
     def visit(node: Any) -> None:
@@ -45,7 +45,7 @@ def parts_of(config: DictConfig) -> str:
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             visit(child)
 
-    visit(OmegaConf.to_container(config.model))
+    visit({**OmegaConf.to_container(config.model), "modality": None})
     return " ".join(sorted(targets))
 
 
@@ -68,6 +68,7 @@ SAME_PARTS = {
     "experiment=emoji_t2i": "model=latent_diffusion",
     "experiment=gan_ensemble_mnist": "experiment=dcgan_celeba",
     "experiment=gpt2_openwebtext": "model=gpt",
+    "experiment=gpt_chorales": "model=gpt",
     "experiment=gpt_poetry": "model=gpt",
     "experiment=gpt_python_code": "model=gpt",
     "experiment=gpt_shakespeare_char": "model=gpt",
@@ -76,6 +77,7 @@ SAME_PARTS = {
     "experiment=gpt_sums_grpo": "model=gpt_answers",
     "experiment=latent_cifar10": "model=latent_class",
     "experiment=latent_mnist": "model=latent_class",
+    "experiment=lstm_chorales": "model=lstm",
     "experiment=lstm_poetry": "model=lstm",
     "experiment=marian_debian_synopsis": "model=seq2seq",
     "experiment=marian_multi30k": "model=seq2seq",

@@ -17,8 +17,9 @@ BELOW = {
     "drawing": {"errors", "files"},
     "folders": {"errors", "files"},
     "sound": {"errors", "files"},
+    "music": set(),
     "animation": {"errors", "files"},
-    "modality": {"errors", "files", "drawing", "sound", "animation"},
+    "modality": {"errors", "files", "drawing", "sound", "music", "animation"},
     "samples": {"errors", "modality"},
     "judges": {"errors", "samples"},
 }

@@ -20,7 +20,7 @@ from genlab import animation, sound
 from genlab.callbacks.media import TensorBoardMedia, WandbMedia, media_of
 from genlab.drawing import read_meta
 from genlab.errors import ConfigError, DataError
-from genlab.modality import Audio, Image, Modality, Text, Video
+from genlab.modality import Audio, Image, Modality, Music, Text, Video
 from genlab.samples import Samples
 
 META = {"model": "x", "seed": 3, "sampler": {"steps": 5}}
@@ -49,6 +49,7 @@ CASES: list[tuple[Modality, Any]] = [
     (Image(), pixels(3, 3, 20, 24)),
     (Image(), pixels(2, 1, 28, 28)),
     (Text(), ["one\ntwo", "Füße 貓", ""]),
+    (Music(), ["VOJ7-=_~-=_~\nXQL9-=_~", "no chorale", ""]),
     (Audio(8000), tones(440, 880, 2000)),
     (Audio(16000), torch.rand(2, 2, 500, generator=torch.Generator().manual_seed(0)) * 2 - 1),
     (Video(8), ball()),
@@ -212,6 +213,7 @@ def test_logged_by_wandb_and_tensorboard(
             kind(value, **{key: values[i] for key, values in kwargs.items()})
     expected = {"image": {"log_image"}, "text": {"log_text"}, "audio": {"log_audio", "log_image"},
                 "video": {"log_video", "log_image"}}[modality.name]  # fmt: skip
+    expected = expected | {"log_audio", "log_image"} if isinstance(modality, Music) else expected
     assert {name for name, _, _ in logger.calls} == expected
 
     with SummaryWriter(str(tmp_path / "events")) as writer:

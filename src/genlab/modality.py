@@ -1,4 +1,4 @@
-"""Modalities: all that depends on whether an item is an image, a text, a sound or a video, in one class each."""
+"""Modalities: all that depends on whether an item is an image, a text, music, a sound or a video, in one class each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from genlab import animation, drawing, sound
+from genlab import animation, drawing, music, sound
 from genlab.errors import unreadable
 from genlab.files import write_bytes
 
@@ -216,6 +216,42 @@ class Text(Modality):
     def log(self, media: Media, data: Any, shown: Path, samples: int, columns: Mapping[str, Sequence[Any]]) -> None:
         table = {"samples": [samples] * len(data), **columns, "text": data}
         media.table("texts", list(table), [list(row) for row in zip(*table.values(), strict=True)], samples)
+
+
+@dataclass(frozen=True)
+class Music(Text):
+    """Texts of genlab.music. A file is that of Text; beside it are, where a sixteenth can be read, a piano roll (.png),
+    a Standard MIDI File (.mid) and a sound (.wav). What cannot be read of a text is left out and counted."""
+
+    played: ClassVar[int] = 4  # of the items that are shown together
+
+    def save(self, stem: Path, item: str, meta: Meta) -> Path:
+        score = music.read_text(item)
+        if len(score):
+            drawing.write_png(_with(stem, ".png"), music.piano_roll(score), {**meta, "faults": score.faults})
+            write_bytes(_with(stem, ".mid"), music.midi(score))
+            write_bytes(_with(stem, ".wav"), sound.wav(music.synthesise(score), music.SAMPLE_RATE, meta))
+        return super().save(stem, item, meta)
+
+    def show(self, stem: Path, data: list[str], columns: int, meta: Meta, captions: Sequence[str] = ()) -> Path:
+        """STEM.txt; of the first `played` also STEM.png, piano rolls, and STEM.html, on which they can be played."""
+        scores = [score for text in data[: self.played] if len(score := music.read_text(text))]
+        if scores:
+            rolls = [music.piano_roll(score) for score in scores]
+            drawing.write_png(_with(stem, ".png"), music.stack(rolls), {**meta, "faults": [s.faults for s in scores]})
+            files = [sound.wav(music.synthesise(score), music.SAMPLE_RATE) for score in scores]
+            names = [f"{len(score)} sixteenths, {score.faults} faults" for score in scores]
+            write_bytes(_with(stem, ".html"), sound.page(stem.name, rolls, files, names, 1).encode())
+        return super().show(stem, data, columns, meta, captions)
+
+    def log(self, media: Media, data: Any, shown: Path, samples: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        super().log(media, data, shown, samples, columns)
+        scores = [score for text in data[: self.played] if len(score := music.read_text(text))]
+        if scores:
+            sounds = [music.synthesise(score).T.numpy() for score in scores]
+            names = [f"{len(score)} sixteenths, {score.faults} faults" for score in scores]
+            media.audio("chorales", sounds, music.SAMPLE_RATE, names, samples)
+            media.image("piano_rolls", shown.with_suffix(".png"), samples)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,7 +54,7 @@ def unpack(archive: Path, target: Path, wanted: Collection[str] | None, limit: i
     Args:
         archive: the file; its kind is taken from its name.
         target: an existing folder.
-        wanted: paths of the members to unpack; None = all regular files.
+        wanted: paths of the members to unpack, or patterns such as "a/*.b"; None = all regular files.
         limit: upper bound of their uncompressed size together, in bytes.
 
     Raises:
@@ -89,13 +90,17 @@ def _chosen(archive: str, members: Iterable[Member], wanted: Collection[str] | N
     """The members to unpack. The libraries would make a path that points outside a harmless one, and tar's filter lets
     links pass that stay inside: here each is a reason to trust nothing of the archive."""
     chosen: dict[str, Any] = {}
+    patterns = [name for name in wanted or () if "*" in name]
+    unmatched = set(patterns)
     total = 0
     for name, size, regular, info in members:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
             raise DataError(f"{archive}: member {name!r} points outside the archive; nothing was written")
-        if wanted is not None and str(path) not in wanted:
+        matching = [pattern for pattern in patterns if fnmatchcase(str(path), pattern)]
+        if wanted is not None and str(path) not in wanted and not matching:
             continue
+        unmatched.difference_update(matching)
         total += size
         if not regular or str(path) in chosen:
             problem = "comes twice" if regular else "is a link or a device"
@@ -103,7 +108,7 @@ def _chosen(archive: str, members: Iterable[Member], wanted: Collection[str] | N
         if total > limit:
             raise DataError(f"{archive}: would unpack to more than {limit} bytes at {name!r}; nothing was written")
         chosen[str(path)] = info
-    if missing := sorted(set(wanted or ()) - chosen.keys()):
+    if missing := sorted({*(wanted or ())} - chosen.keys() - {*patterns} | unmatched):
         raise DataError(f"{archive}: has no member {missing[0]!r}")
     return list(chosen.values())
 

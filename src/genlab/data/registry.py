@@ -30,7 +30,8 @@ class Route:
         member: the path inside the archive, with `{file}` for the file's name; a member `*.gz` is uncompressed.
         build: instead of `member`: the full name of a function (unpacked folder, target folder) -> None, which writes
             all files of the set.
-        needs: with `build`: the members that it reads, or the name of their constant in its module.
+        needs: with `build`: the members that it reads, also as patterns ("folder/*.mxl"), or the name of their constant
+            in its module.
         needs_sha256: of the first of them, where the builder must not read a damaged one.
         limit: with `build`: upper bound of the unpacked size in bytes.
         sdist_sha256: of a package that exists as source only. pip runs a source package's setup to learn its name, so

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genlab.data.windows import IGNORED
 from genlab.errors import ConfigError
+from genlab.modality import Text
 from genlab.models.carried import CarriedState
 from genlab.models.causal import CausalModel
 from genlab.networks.attention import logits_at, whole_sequences
@@ -38,6 +39,7 @@ class AutoregressiveModel(CausalModel):
         activation_reg: alpha of AR, alpha mean(h^2) of the last layer's output after dropout (Merity et al. 2018,
             arXiv 1708.02182, section 4.6), in training; 0 for none. Recurrent networks only.
         temporal_reg: beta of TAR, beta mean((h_t - h_{t+1})^2) of the same before dropout; likewise.
+        modality: what the texts are, where they are more than text: `genlab.modality.Music`.
 
     Raises:
         ConfigError: an option that the network has not.
@@ -54,8 +56,10 @@ class AutoregressiveModel(CausalModel):
         activation_reg: Weight = 0.0,
         temporal_reg: Weight = 0.0,
         chunk_size: int = 16,
+        modality: Text | None = None,
     ) -> None:
         super().__init__()
+        self.modality = modality or self.modality
         self.network, self.context, self.start, self.z_loss = network, block_size, start, z_loss
         self.chunk_size = chunk_size
         self.activation_reg, self.temporal_reg = activation_reg, temporal_reg
