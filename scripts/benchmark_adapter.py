@@ -21,11 +21,13 @@ def peak_gib(work: str) -> float:
 
 def compared(repeats: int) -> dict[str, Any]:
     """Each of them in a process of its own, in turn."""
-    pairs = [(peak_gib("step"), peak_gib("forward")) for _ in range(repeats)]
+    peaks = [{work: peak_gib(work) for work in ("step", "checkpointed", "forward")} for _ in range(repeats)]
     return {
-        "peak of a step / of a forward pass": sorted(step / forward for step, forward in pairs),
-        "GiB of a step": [round(step, 3) for step, _ in pairs],
-        "GiB of a forward pass": [round(forward, 3) for _, forward in pairs],
+        "peak of a step / of a forward pass": sorted(peak["step"] / peak["forward"] for peak in peaks),
+        "the same with model.gradient_checkpointing=true": sorted(
+            peak["checkpointed"] / peak["forward"] for peak in peaks
+        ),
+        "GiB": [{work: round(gib, 3) for work, gib in peak.items()} for peak in peaks],
     }
 
 
@@ -41,8 +43,9 @@ def main(work: str) -> None:
     from genlab.models.trained import Plan
 
     torch.set_num_threads(1)
-    config = compose_config(ROOT / "conf", "train", ["experiment=smollm2_synopsis"])
-    model: Any = build_model(config)
+    checkpointed = f"model.gradient_checkpointing={str(work == 'checkpointed').lower()}"
+    model: Any = build_model(compose_config(ROOT / "conf", "train", ["experiment=smollm2_synopsis", checkpointed]))
+    model.train()
     model.tokenizer = Tokenizer.from_file(str(folder_or_cached("smollm2") / "tokenizer.json"))
     around = sum(map(len, model.ids[:2]))
     source = torch.full((1, TOKENS // 2 - around), 100)
