@@ -11,6 +11,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "genlab"
 BELOW = {
     "errors": set(),
     "settings": {"errors"},
+    "kinds": {"errors"},
     "signals": set(),
     "files": {"errors"},
     "noise": {"errors"},

@@ -103,7 +103,7 @@ class Condition(ABC):
 
 @dataclass(frozen=True)
 class Label(Condition):
-    """A class, int64. Seed i's default is i modulo the number of classes.
+    """A class, int64. The defaults of seeds 0, 1, ... go round the classes (of the data's subset, where it is one).
 
     Attributes:
         classes: their number.
@@ -131,7 +131,8 @@ class Label(Condition):
             return line
 
     def default(self, seeds: Tensor, model: Any) -> Tensor:
-        return seeds.remainder(self.classes)
+        known = torch.tensor(sorted({*(getattr(model, "subset", None) or range(self.classes))}), device=seeds.device)
+        return known[seeds.remainder(len(known))]
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         """Balanced over the classes (of the data's subset, where it is one), or as frequent as in the train split."""

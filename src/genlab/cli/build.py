@@ -61,6 +61,7 @@ def build_model(config: DictConfig) -> TrainedModel:
             model.samples_seen = model.updates = 0
         adapter.put_on(model)
     if isinstance(model, GenerativeModel):
+        model.subset = OmegaConf.select(config, "data.subset")
         model.sampler = build_sampler(config.get("sampler"))
     return model
 

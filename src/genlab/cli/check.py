@@ -44,7 +44,8 @@ def check(cfg: DictConfig, entry: str) -> None:
     targets.check_own(plain.get("sampler"), "sampler")
     check_ranges(plain)
     _check_choices(plain)
-    cross.check(plain)
+    if plain.get("resume") in (None, "auto", "never"):  # else the run's own values count, once they are read
+        cross.check(plain)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -87,6 +87,11 @@ def train_session(run: RunDirectory) -> None:
     here = place()
     set_threads(config.threads, here.local_world)
     data, model = build_data(config), build_model(config)
+    protocol = build_protocol(config.get("evaluation"))
+    if isinstance(model, GenerativeModel):
+        model.check_sampler(model.sampler)
+    if protocol is not None:
+        protocol.check_model(model, modality_of(model))
     model.plan = make_plan(config)
     data.prepare_data()  # before the trainer: a wrong file is told before anything else is built
     data.setup("fit")
@@ -96,7 +101,6 @@ def train_session(run: RunDirectory) -> None:
     for key in ("model.network.path", "model.policy.network.path", "model.path"):
         if pretrained := OmegaConf.select(config, key):
             check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
-    protocol = build_protocol(config.get("evaluation"))
     if protocol is not None:
         protocol.check(model, data, modality_of(model))
     if here.rank == 0:

@@ -66,6 +66,8 @@ class ImageData(DataModule):
         self.shape = tuple(int(n) for n in shape)
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ConfigError(f"data.shape={list(shape)} must be [channels, height, width]")
+        if self.shape[0] not in (1, 3, 4):
+            raise ConfigError(f"data.shape={list(shape)}: an image has 1 (grey), 3 (RGB) or 4 (RGBA) channels")
         if not 0 <= val_fraction < 1:
             raise ConfigError(f"data.val_fraction={val_fraction} must lie in [0, 1)")
         self.num_classes, self.random_flip, self.val_fraction = num_classes, random_flip, val_fraction
@@ -105,7 +107,12 @@ class ImageData(DataModule):
         """The facts in the configuration against the data."""
         if isinstance(source, ImageArrays) and source.image_shape != self.shape:
             raise DataError(f"{source.origin}: images are {list(source.image_shape)}, data.shape is {list(self.shape)}")
-        if self.num_classes is not None and (labels := source.labels) is not None:
+        labels = source.labels
+        if self.num_classes and labels is None and isinstance(source, ImageArrays):
+            raise ConfigError(
+                f"data.num_classes={self.num_classes}, but {source.origin} has no labels; set data.num_classes=null"
+            )
+        if self.num_classes is not None and labels is not None:
             wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero()
             if len(wrong):
                 check_label(int(labels[wrong[0, 0]]), self.num_classes, f"{source.origin}, record {int(wrong[0, 0])}")
@@ -185,6 +192,11 @@ class UserDataset(ImageData):
                 raise ConfigError(f"data.dataset: {source.origin} ({split}) is empty: 0 items")
             probe = np.unique(np.linspace(0, len(source) - 1, 16).round().astype(np.int64))
             items = source.select(probe).batch(torch.arange(len(probe)), torch.zeros(len(probe), dtype=torch.int64))
+            if (image := items["image"]).is_floating_point() and bool((image >= 0).all()) and bool((image > 0).any()):
+                raise ConfigError(
+                    f"data.dataset: floats of {source.origin} lie in [{image.min():.3g}, {image.max():.3g}], not in "
+                    "[-1, 1]; give 2 * image - 1, or uint8"
+                )
             sample = {key: digest(value.numpy().tobytes()) for key, value in items.items()}
             out[split] = source, digest([source.origin, len(source), sample])
         return out

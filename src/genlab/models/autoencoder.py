@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class Autoencoder(AdversarialModel):
     Raises:
         ConfigError: a combination without meaning.
     """
+
+    sampled_by: ClassVar[str | None] = "latent"
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from genlab.errors import ConfigError
 from genlab.models.base import GenerativeModel, Rows
 from genlab.networks.patch import as_tensor
 from genlab.noise import Stream
+
+LEAST_SIGNAL = math.exp(-5.1)  # alpha / sigma, as DPM-Solver cuts it; DDPM's linear schedule ends just above
 
 
 class DiffusionModel(GenerativeModel):
@@ -41,6 +43,8 @@ class DiffusionModel(GenerativeModel):
     Raises:
         ConfigError: a combination without meaning.
     """
+
+    sampled_by: ClassVar[str | None] = "process"
 
     def __init__(
         self,
@@ -133,6 +137,25 @@ class DiffusionModel(GenerativeModel):
         return {"loss": (weight * (output.float() - wanted) ** 2).mean()}
 
     # ---- sampling
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Also that the process has its times, and that guidance and the prediction mean something there."""
+        super().check_sampler(sampler)
+        if not isinstance(sampler, Sampler):
+            return
+        alpha, sigma = self.process.at(sampler.check(self.process))
+        told = any(known.drawn for known in self.conditions)
+        if sampler.guidance_scale != 1 and not (told and self.label_drop):
+            raise ConfigError(
+                f"sampler.guidance_scale: {sampler.guidance_scale} needs a model with labels or captions that it has "
+                f"learned without, too; {'they were never dropped' if told else 'this one has none'}: take "
+                "sampler.guidance_scale=1"
+            )
+        if self.prediction == "eps" and not sampler.clip and alpha < LEAST_SIGNAL * sigma:
+            raise ConfigError(
+                f"model.prediction: eps says too little of x_0 where sampling begins (its error counts "
+                f"{sigma / alpha:,.0f} times); take sampler.clip=true, or train with model.prediction=v"
+            )
 
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Sampler) -> Tensor:
         """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class. With `image`
