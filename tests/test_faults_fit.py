@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 import torch
 from commands import command, runs_in, train_arguments
 from PIL import Image
-from runs import ROOT, SMALL, compose_train, make_images, new_run, small_run, work
+from runs import ROOT, SMALL, compose_train, log, make_images, new_run, small_run, work
 
+from genlab.cli.build import build_data, build_model
 from genlab.cli.compose import compose_config
 from genlab.data.images import UserDataset
-from genlab.errors import ConfigError
+from genlab.drawing import guarded
+from genlab.errors import ConfigError, StorageError
+from genlab.evaluation.latents import Panels
 
 CONF = ROOT / "conf"
 IMAGES = ("data=npz", "data.path=x.npz", "data.shape=[1,28,28]", "data.num_classes=10")
@@ -194,3 +199,61 @@ def test_the_runs_own_values_count_when_it_goes_on(tmp_path: Path) -> None:
     done = command(*more, "trainer.accumulate_grad_batches=3", folder=tmp_path)
     assert done.code == 0, done.output
     assert run.status()["samples"] == 24
+
+
+# ---- 43: pictures and tables
+
+
+@pytest.mark.faults(43)
+@pytest.mark.parametrize(
+    ("chosen", "panels"),
+    [
+        (("model=vae", "model.latent_dim=2", "model.num_classes=10"), {"classes", "map", "traversal"}),
+        (("model=autoencoder",), set()),
+    ],
+)
+def test_panels_of_any_number_of_items(chosen: tuple[str, ...], panels: set[str], tmp_path: Path) -> None:
+    for share, count in ((0.02, 1), (0.04, 2), (0.15, 9)):
+        config = small_run(chosen[0], tmp_path, *chosen[1:], f"data.val_fraction={share}")
+        data, model = build_data(config), build_model(config)
+        data.setup("fit")
+        assert len(data.source("val")) == count
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            drawn = Panels(model, data).save(tmp_path / str(count))
+        assert set(drawn) == {"reconstructions", *panels, *(["interpolation"] if count > 1 else [])}
+
+
+@pytest.mark.faults(43)
+@pytest.mark.parametrize(("chosen", "protocol"), [("model=vae", "none"), ("model=gpt", "text_coherence_200_val.proxy")])
+def test_a_picture_that_cannot_be_made_does_not_fail_a_run(
+    chosen: str, protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    config = small_run(chosen, tmp_path, f"evaluation={protocol}", "schedule.max_samples=8", "schedule.eval_every=4")
+    if protocol != "none":
+        config.evaluation.n = 2
+    for module, name in (("drawing", "save_grid"), ("drawing", "save_map"), 
+                         ("cli.session", "save_samples"), ("callbacks.pictures", "save_samples"),
+                         ("evaluation.texts", "write_table")):  # fmt: skip
+        monkeypatch.setattr(f"genlab.{module}.{name}", fail)
+    run = new_run(config)
+    assert work(run) == 0, log(run)
+    assert run.status()["state"] == "finished"
+    assert "final could not be made (ValueError: zip() argument 2 is shorter" in log(run)
+    if chosen == "model=vae":
+        assert "reconstructions could not be made" in log(run)
+    else:
+        (record,) = (run.path / "evaluation").glob("*.json")
+        assert "table" not in json.loads(record.read_text())
+
+
+@pytest.mark.faults(43)
+def test_a_full_disk_is_no_fault_of_a_picture() -> None:
+    for error in (StorageError("full"), OSError(errno.ENOSPC, "full", "x.png")):
+        with pytest.raises(type(error)), guarded("x.png"):
+            raise error
+    with pytest.warns(UserWarning, match="x.png could not be made"), guarded("x.png"):
+        raise IndexError("0")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,25 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from genlab.errors import LoaderError, StorageError, expected
 from genlab.files import read_rows, replacing
+
+
+@contextlib.contextmanager
+def guarded(what: object) -> Iterator[None]:
+    """A picture or table that cannot be made costs a warning and not the run; a full disk, or a loader that has died,
+    is no fault of the picture. For one rank alone: others must not wait for what happens within.
+
+    Args:
+        what: its file, for the warning.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(expected(error), StorageError | LoaderError):
+            raise
+        warnings.warn(f"{what} could not be made ({type(error).__name__}: {error})")
+
 
 SMALL = 64  # images up to this size are enlarged in grids
 GAP = 2  # pixels between the images of a grid, before enlarging
