@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import command, runs_in, train_arguments
+from omegaconf import OmegaConf
 from PIL import Image
 from runs import ROOT, SMALL, compose_train, log, make_images, new_run, small_run, work
 
@@ -182,6 +183,48 @@ def test_pictures_show_the_classes_that_the_data_was_cut_to(tmp_path: Path) -> N
         "000000.png", "000001.png", "000002.png", "grid.png"]  # fmt: skip
     with Image.open(run.path / "samples" / "seed-0" / "grid.png") as picture:
         assert json.loads(picture.text["label"]) == [3, 7, 3]  # type: ignore[attr-defined]
+
+
+@pytest.mark.faults(41)
+@pytest.mark.parametrize("model", ["ddpm", "gan"])
+def test_classes_and_their_names_are_those_of_the_folders(model: str, tmp_path: Path) -> None:
+    for i in range(40):
+        folder = tmp_path / "photos" / ("one", "three", "two")[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 6 * i).save(folder / f"{i}.png")
+    given = ("train.py", f"model={model}", "trainer=debug", "data=image_folder", f"data.root={tmp_path / 'photos'}",
+             "data.shape=[1,28,28]", "data.num_workers=0", "logger=none", "evaluation=none", "schedule.max_samples=8",
+             *SMALL[f"model={model}"])  # fmt: skip
+    assert command(*given, folder=tmp_path, environment={"GENLAB_DATA": str(tmp_path / "cache")}).code == 0
+    (run,) = runs_in(tmp_path)
+    config = OmegaConf.load(run.config)
+    assert (config.data.num_classes, config.model.num_classes) == (3, 3)
+    assert config.data.class_names == ["one", "three", "two"]
+    done = command("sample.py", "run=last", "n=2", "condition.label=three", f"out={tmp_path / 'out'}", folder=tmp_path)
+    assert done.code == 0, done.output
+    with Image.open(tmp_path / "out" / "grid.png") as picture:
+        assert json.loads(picture.text["label"]) == ["three", "three"]  # type: ignore[attr-defined]
+    wrong = command("sample.py", "run=last", "n=2", "condition.label=thre", folder=tmp_path)
+    wrong.line(2, "condition.label=thre", "0 to 2 or one, three, two")
+
+
+@pytest.mark.faults(41)
+def test_shape_and_classes_are_those_of_the_npz_unless_they_are_given(tmp_path: Path) -> None:
+    path, image = tmp_path / "a.npz", np.zeros((5, 8, 12, 3), np.uint8)
+    for arrays, facts in (
+        ({"image": image, "label": np.arange(5)}, ([3, 8, 12], 5)),
+        ({"image": image.transpose(0, 3, 1, 2)}, ([3, 8, 12], None)),
+        ({"arr_0": image[..., 0], "arr_1": np.arange(5) % 2}, ([1, 8, 12], 2)),
+        ({"image": image, "label": np.array([{}] * 5, dtype=object)}, ([3, 8, 12], None)),
+        ({"other": image}, ([3, 32, 32], None)),
+    ):
+        np.savez(path, **arrays)
+        data = compose_config(CONF, "train", ["model=vae", "data=npz", f"data.path={path}"]).data
+        assert (data.shape, data.num_classes) == facts
+    path.write_bytes(b"PK")
+    given = ["model=vae", "data=npz", f"data.path={path}", "data.shape=[1,4,4]", "data.num_classes=null"]
+    data = compose_config(CONF, "train", given).data
+    assert (data.shape, data.num_classes) == ([1, 4, 4], None)
 
 
 # ---- 42: a run that goes on

@@ -113,10 +113,17 @@ class Label(Condition):
     classes: int
 
     def rows(self, values: Sequence[Any], model: Any) -> Tensor:
+        names = list(getattr(model, "label_names", None) or ())
+        values = [names.index(value) if isinstance(value, str) and value in names else value for value in values]
         wrong = next((value for value in values if not self._is_label(value)), None)
         if wrong is not None:
-            raise ConfigError(f"condition.label={wrong}: expected 0 to {self.classes - 1}.")
+            known = f" or {', '.join(names[:20])}" if names else ""
+            raise ConfigError(f"condition.label={wrong}: expected 0 to {self.classes - 1}{known}.")
         return torch.tensor([operator.index(value) for value in values])
+
+    def shown(self, rows: Tensor, model: Any) -> list[Any]:
+        names = getattr(model, "label_names", None) or ()
+        return [names[i] if i < len(names) else i for i in rows.tolist()]
 
     def _is_label(self, value: Any) -> bool:
         try:

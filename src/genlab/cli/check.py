@@ -20,10 +20,18 @@ from genlab.cli.arguments import check_arguments, short
 from genlab.cli.old_forms import new_keys
 from genlab.cli.problem import Problem, leaves, nearest, one_line, walk
 from genlab.cli.redact import refuse_keys
+from genlab.data.facts import class_names, npz_facts
 from genlab.settings import within
 
 # ${genlab.first:A,B}: A where there is one, else B
 OmegaConf.register_new_resolver("genlab.first", lambda *values: next((v for v in values if v), None), replace=True)
+# ${genlab.class_names:FOLDER}; ${genlab.npz:FILE,KEY,ELSE}: what the data say of themselves
+for _name, _read in {
+    "class_names": lambda root: class_names(str(root)),
+    "classes": lambda root: len(class_names(str(root)) or ()) or None,
+    "npz": lambda path, key, other: npz_facts(str(path)).get(key, other),
+}.items():
+    OmegaConf.register_new_resolver(f"genlab.{_name}", _read, replace=True)
 
 
 def check(cfg: DictConfig, entry: str) -> None:

@@ -177,7 +177,8 @@ def network_fits(plain: Plain) -> None:
         if not isinstance(node, dict):
             continue
         for width, heads in HEADS:
-            if _is_int(whole := node.get(width)) and _is_int(count := node.get(heads)) and count > 0 and whole % count:
+            whole, count = (size if isinstance(size := node.get(name), int) else 0 for name in (width, heads))
+            if whole > 0 and count > 0 and whole % count:
                 best = max(n for n in range(1, count + 1) if whole % n == 0)
                 raise Problem(f"is {count}, which does not divide {width}={whole}", f"{key}.{heads}", f"Take {best}")
     tokens = _get(plain, "data.vocab_size")

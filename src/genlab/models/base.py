@@ -29,6 +29,7 @@ class GenerativeModel(TrainedModel):
         sampler: used where `sample` is not given one.
         sampled_by: the kind of sampler that `generate` takes, see genlab.kinds; None: any.
         subset: classes that the data was cut to, of which seeds get theirs; None: all.
+        label_names: of the classes, as people know them; None: numbers.
     """
 
     modality: Modality = Image()
@@ -40,6 +41,7 @@ class GenerativeModel(TrainedModel):
         super().__init__()
         self.sampler: Any = None
         self.subset: Sequence[int] | None = None
+        self.label_names: Sequence[str] | None = None
 
     @abstractmethod
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Any:
