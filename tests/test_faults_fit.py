@@ -1,4 +1,4 @@
-"""Rows 41 to 43 of the faults: parts that do not fit each other, and pictures that cannot be made."""
+"""Rows 41 to 44 of the faults: parts that do not fit each other, pictures that cannot be made, arguments of others."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from runs import ROOT, SMALL, compose_train, log, make_images, new_run, small_ru
 
 from genlab.cli.build import build_data, build_model
 from genlab.cli.compose import compose_config
+from genlab.cli.problem import leaves
 from genlab.data.images import UserDataset
 from genlab.drawing import guarded
 from genlab.errors import ConfigError, StorageError
@@ -300,3 +301,39 @@ def test_a_full_disk_is_no_fault_of_a_picture() -> None:
             raise error
     with pytest.warns(UserWarning, match="x.png could not be made"), guarded("x.png"):
         raise IndexError("0")
+
+
+# ---- 44: arguments that GenLab gives itself, and other programs' names
+
+
+@pytest.mark.faults(44)
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("trainer.max_epochs=3", "schedule.max_samples"),
+        ("+trainer.max_epochs=3", "schedule.max_samples"),
+        ("+trainer.max_steps=3", "schedule.max_samples"),
+        ("+trainer.val_check_interval=5", "schedule.eval_every"),
+        ("trainer.log_every_n_steps=5", "schedule.log_every"),
+        ("+trainer.callbacks=[]", "callbacks.extra"),
+        ("+trainer.enable_model_summary=true", "Leave it out"),
+        ("optimizer.learning_rate=1", "optimizer.lr"),
+        ("schedule.max_steps=5", "schedule.max_samples"),
+    ],
+)
+def test_what_is_set_in_the_place_of_an_argument_exists(given: str, remedy: str, tmp_path: Path) -> None:
+    command("train.py", given, folder=tmp_path).line(2, given.lstrip("+").partition("=")[0], remedy)
+    if "." in remedy:
+        assert remedy in leaves(OmegaConf.to_container(compose_config(CONF, "train")))
+
+
+@pytest.mark.faults(44)
+def test_a_run_of_wandb_has_the_name_that_is_given(tmp_path: Path) -> None:
+    given = [a for a in train_arguments(tmp_path) if a != "logger=none"]
+    given += ["logger=wandb", "schedule.max_samples=4"]
+    offline = {"WANDB_MODE": "offline"}
+    assert command(*given, "+logger.wandb.name=foo", folder=tmp_path, environment=offline).code == 0
+    (run,) = runs_in(tmp_path)
+    (stored,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    assert b"foo" in stored.read_bytes()
+    command(*given, "+logger.wandb.mode=foo", "resume=never", folder=tmp_path).line(2, "mode=foo", "online, offline")

@@ -50,6 +50,9 @@ def check(cfg: DictConfig, entry: str) -> None:
     for name, value in plain.items():
         check_node(value, str(name))
     targets.check_own(plain.get("sampler"), "sampler")
+    for name in plain.get("trainer") or {}:
+        if problem := reserved(f"trainer.{name}"):
+            raise problem
     check_ranges(plain)
     _check_choices(plain)
     if plain.get("resume") in (None, "auto", "never"):  # else the run's own values count, once they are read
@@ -127,6 +130,12 @@ def _problem(fault: Any, model: type[schema.Strict], plain: dict[str, Any]) -> P
     if fault["type"] == "int_type" and isinstance(at, float) and at.is_integer():
         do = f"Write {int(at)}"
     return Problem(f"{words}, is {short(at)}", key, do)
+
+
+def reserved(key: str) -> Problem | None:
+    """What is wrong with a key of the trainer that the session gives itself, and what to set; None for any other."""
+    do = schema.RESERVED.get(key.removeprefix("trainer.")) if key.startswith("trainer.") else None
+    return Problem("is not for configurations: GenLab gives it itself", key, do) if do else None
 
 
 def unknown(key: str, candidates: list[str]) -> Problem:

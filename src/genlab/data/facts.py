@@ -6,8 +6,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 MOST = 1 << 28  # bytes of labels that are read
 
 
@@ -22,6 +20,8 @@ def class_names(root: str | Path) -> list[str] | None:
 def npz_facts(path: str | Path) -> dict[str, Any]:
     """The images' "shape" [C, H, W], and "num_classes", one more than the largest label; without what cannot be read,
     which is told when the file is."""
+    import numpy as np  # slow, and a mistake elsewhere is told without it
+
     facts: dict[str, Any] = {}
     try:
         with np.load(Path(path).expanduser(), allow_pickle=False) as file:

@@ -22,8 +22,6 @@ from genlab.models.base import GenerativeModel, Rows
 from genlab.networks.patch import as_tensor
 from genlab.noise import Stream
 
-LEAST_SIGNAL = math.exp(-5.1)  # alpha / sigma, as DPM-Solver cuts it; DDPM's linear schedule ends just above
-
 
 class DiffusionModel(GenerativeModel):
     """A network that sees x_t, t and perhaps a label, and predicts what separates data from noise.
@@ -151,11 +149,8 @@ class DiffusionModel(GenerativeModel):
                 f"learned without, too; {'they were never dropped' if told else 'this one has none'}: take "
                 "sampler.guidance_scale=1"
             )
-        if self.prediction == "eps" and not sampler.clip and alpha < LEAST_SIGNAL * sigma:
-            raise ConfigError(
-                f"model.prediction: eps says too little of x_0 where sampling begins (its error counts "
-                f"{sigma / alpha:,.0f} times); take sampler.clip=true, or train with model.prediction=v"
-            )
+        if not sampler.clip:
+            parameterisation.check_start(self.prediction, alpha, sigma)
 
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Sampler) -> Tensor:
         """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class. With `image`
