@@ -7,6 +7,7 @@ every `_target_` against the source of what it names, then what must fit togethe
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,11 +27,12 @@ from genlab.settings import within
 # ${genlab.first:A,B}: A where there is one, else B
 OmegaConf.register_new_resolver("genlab.first", lambda *values: next((v for v in values if v), None), replace=True)
 # ${genlab.class_names:FOLDER}; ${genlab.npz:FILE,KEY,ELSE}: what the data say of themselves
-for _name, _read in {
+_FACTS: dict[str, Callable[..., Any]] = {
     "class_names": lambda root: class_names(str(root)),
     "classes": lambda root: len(class_names(str(root)) or ()) or None,
     "npz": lambda path, key, other: npz_facts(str(path)).get(key, other),
-}.items():
+}
+for _name, _read in _FACTS.items():
     OmegaConf.register_new_resolver(f"genlab.{_name}", _read, replace=True)
 
 

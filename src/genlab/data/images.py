@@ -112,7 +112,7 @@ class ImageData(DataModule):
         if isinstance(source, ImageArrays) and source.image_shape != self.shape:
             raise DataError(f"{source.origin}: images are {list(source.image_shape)}, data.shape is {list(self.shape)}")
         labels = source.labels
-        if self.num_classes and labels is None and isinstance(source, ImageArrays):
+        if self.num_classes and labels is None and isinstance(source, ImageArrays) and len(source):
             raise ConfigError(
                 f"data.num_classes={self.num_classes}, but {source.origin} has no labels; set data.num_classes=null"
             )
