@@ -111,12 +111,7 @@ class ImageData(DataModule):
         """The facts in the configuration against the data."""
         if isinstance(source, ImageArrays) and source.image_shape != self.shape:
             raise DataError(f"{source.origin}: images are {list(source.image_shape)}, data.shape is {list(self.shape)}")
-        labels = source.labels
-        if self.num_classes and labels is None and isinstance(source, ImageArrays) and len(source):
-            raise ConfigError(
-                f"data.num_classes={self.num_classes}, but {source.origin} has no labels; set data.num_classes=null"
-            )
-        if self.num_classes is not None and labels is not None:
+        if self.num_classes is not None and (labels := source.labels) is not None:
             wrong = ((labels < 0) | (labels >= self.num_classes)).nonzero()
             if len(wrong):
                 check_label(int(labels[wrong[0, 0]]), self.num_classes, f"{source.origin}, record {int(wrong[0, 0])}")

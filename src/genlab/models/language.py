@@ -49,7 +49,8 @@ class LanguageModel(GenerativeModel):
     def check_items(self, data: Any) -> None:
         """Also that the vocabulary has what a text begins with."""
         super().check_items(data)
-        if type(self).begin is not LanguageModel.begin or data.tokenizer is None:
+        own = type(self).generate is LanguageModel.generate and type(self).begin is LanguageModel.begin
+        if not own or data.tokenizer is None:
             return
         try:
             known = encode(data.tokenizer, self.start)
