@@ -11,6 +11,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "genlab"
 BELOW = {
     "errors": set(),
     "settings": {"errors"},
+    "kinds": {"errors"},
     "signals": set(),
     "files": {"errors"},
     "noise": {"errors"},
@@ -26,9 +27,10 @@ BELOW = {
 BOTTOM = {*BELOW}
 BELOW |= dict.fromkeys(("networks", "objectives", "diffusion", "decoding", "data"), BOTTOM)
 BELOW["conditions"] = {*BOTTOM, "data", "decoding"}
+BELOW["picture_conditions"] = {*BOTTOM, "data", "decoding", "conditions"}
 BELOW["feedback"] = {*BOTTOM, "networks", "objectives", "diffusion", "decoding"}
 BELOW["models"] = {*BELOW}
-BELOW["evaluation"] = {*BOTTOM, "data", "networks", "objectives", "conditions", "judges"}
+BELOW["evaluation"] = {*BOTTOM, "data", "networks", "objectives", "conditions", "picture_conditions", "judges"}
 BELOW["rewards"] = {*BOTTOM, "data", "decoding", "evaluation", "parts"}
 BELOW["postprocess"] = {*BOTTOM, "networks", "data"}
 BELOW["runs"] = {"errors", "files"}

@@ -15,7 +15,6 @@ from genlab import noise
 from genlab.cli.load import LoadedRun, load_run
 from genlab.cli.sample import sample
 from genlab.cli.train import pin_runs
-from genlab.conditions import Mask
 from genlab.data.captioned import CaptionedFolder
 from genlab.diffusion.editing import Remainder
 from genlab.diffusion.processes import VP, Flow
@@ -28,6 +27,7 @@ from genlab.models.latent_diffusion import LatentDiffusion
 from genlab.networks.text_encoder import TextEncoder
 from genlab.noise import Stream
 from genlab.parts import FrozenPart
+from genlab.picture_conditions import Mask
 
 SHAPE, LATENT = (3, 16, 16), (4, 4, 4)
 

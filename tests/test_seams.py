@@ -18,7 +18,7 @@ from seam_parts import Curve, wave
 
 from genlab import load_run
 from genlab.cli.condition_values import condition_rows
-from genlab.conditions import Caption, Picture
+from genlab.conditions import Caption
 from genlab.conditions import Source as TextSource
 from genlab.data.characters import Alphabet
 from genlab.data.order import subset
@@ -29,6 +29,7 @@ from genlab.judges import Judge
 from genlab.modality import Image, Text, to_float
 from genlab.networks.frozen import weights_sha256
 from genlab.parts import FrozenPart
+from genlab.picture_conditions import Picture
 from genlab.runs.checkpoint import load_checkpoint
 from genlab.runs.export import write_export
 from genlab.samples import Samples

@@ -6,8 +6,7 @@ import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,6 @@ from genlab.data.order import SUBSET_SEED, subset
 from genlab.data.vocabulary import encode
 from genlab.decoding.reading import ENDED, padded
 from genlab.errors import ConfigError, DataError
-from genlab.modality import Image, to_float
 
 UNCONDITIONED = {"labels": "none: the model is not conditioned on labels"}  # in a metric record
 
@@ -103,7 +101,7 @@ class Condition(ABC):
 
 @dataclass(frozen=True)
 class Label(Condition):
-    """A class, int64. Seed i's default is i modulo the number of classes.
+    """A class, int64. The defaults of seeds 0, 1, ... go round the classes (of the data's subset, where it is one).
 
     Attributes:
         classes: their number.
@@ -113,10 +111,21 @@ class Label(Condition):
     classes: int
 
     def rows(self, values: Sequence[Any], model: Any) -> Tensor:
+        names = self.names(model)
+        values = [names.index(value) if isinstance(value, str) and value in names else value for value in values]
         wrong = next((value for value in values if not self._is_label(value)), None)
         if wrong is not None:
-            raise ConfigError(f"condition.{self.name}={wrong}: expected 0 to {self.classes - 1}.")
+            known = f" or {', '.join(names[:20])}" if names else ""
+            raise ConfigError(f"condition.{self.name}={wrong}: expected 0 to {self.classes - 1}{known}.")
         return torch.tensor([operator.index(value) for value in values])
+
+    def names(self, model: Any) -> list[str]:
+        """What the classes are called, in order; none where that is not known."""
+        return list(getattr(model, f"{self.name}_names", None) or ())
+
+    def shown(self, rows: Tensor, model: Any) -> list[Any]:
+        names = self.names(model)
+        return [names[i] if i < len(names) else i for i in rows.tolist()]
 
     def _is_label(self, value: Any) -> bool:
         try:
@@ -131,7 +140,8 @@ class Label(Condition):
             return line
 
     def default(self, seeds: Tensor, model: Any) -> Tensor:
-        return seeds.remainder(self.classes)
+        known = torch.tensor(sorted({*(getattr(model, "subset", None) or range(self.classes))}), device=seeds.device)
+        return known[seeds.remainder(len(known))]
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         """Balanced over the classes (of the data's subset, where it is one), or as frequent as in the train split."""
@@ -206,7 +216,7 @@ class Prompt(TextCondition):
         length, split = protocol.prompt, protocol.reference_split
         if not length:
             return Draw()
-        source, ids = _items_of(data, split, n)
+        source, ids = items_of(data, split, n)
         batch = source.batch(ids, torch.zeros_like(ids))
         tokens = torch.cat([batch["input_ids"], batch["labels"][:, -1:]], 1).cpu()
         ends = [tokens.shape[1]] * n
@@ -253,14 +263,14 @@ class PairCondition(Condition):
 
     def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
         split = protocol.reference_split
-        source, ids = _items_of(data, split, n)
+        source, ids = items_of(data, split, n)
         if (rows := self.read(source, ids)) is None:
             raise ConfigError(f"evaluation: {data.manifest.name} has no {self.name}, which the model is told")
         facts = {"data": data.manifest.name, "sha256": data.manifest.identity(split), self.name: f"of {split}"}
         return Draw(rows, facts, source.references(ids), self.shown(rows, model))
 
     def references_from(self, data: Any, protocol: Any) -> str | None:
-        source, _ = _items_of(data, protocol.reference_split, 1)
+        source, _ = items_of(data, protocol.reference_split, 1)
         has = source.references(torch.zeros(1, dtype=torch.int64)) is not None
         return None if has else f"{data.manifest.name} has none; take data of pairs, such as data={self.paired_data}"
 
@@ -299,80 +309,7 @@ class Source(TextCondition, PairCondition):
     name, paired_data, special = "source", "pairs", False
 
 
-@dataclass(frozen=True)
-class Picture(PairCondition):
-    """An image, float32 [B, C, H, W] in [-1, 1]: to caption, to begin from or to fill in. A value is a file.
-
-    Attributes:
-        shape: C, H, W, to which a file is converted (grey or colour) and resized (bicubic).
-    """
-
-    name = "image"
-    shape: tuple[int, int, int]
-
-    def rows(self, values: Sequence[Any], model: Any) -> Tensor:
-        return torch.stack([self._pixels(value) for value in values])
-
-    def _pixels(self, value: Any) -> Tensor:
-        if isinstance(value, Tensor):
-            if tuple(value.shape) != tuple(self.shape) or not value.is_floating_point():
-                expected = f"floats {list(self.shape)}"
-                raise ConfigError(f"condition.{self.name}: expected {expected}, got {list(value.shape)}.")
-            return value
-        image = self._read(value)
-        if image.shape[0] != self.shape[0]:
-            image = image.mean(0, keepdim=True).expand(self.shape[0], -1, -1)
-        if tuple(image.shape) != tuple(self.shape):
-            image = torch.nn.functional.interpolate(
-                image[None], self.shape[1:], mode="bicubic", antialias=True, align_corners=False
-            )[0]
-        return to_float(image.clamp(0, 255).round().to(torch.uint8))
-
-    def _read(self, value: Any) -> Tensor:
-        path = Path(str(value)).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"condition.{self.name}={value}: no such file.")
-        return Image().read(path).float()
-
-    def read(self, source: Any, ids: Tensor) -> Tensor | None:
-        rows = super().read(source, ids)
-        return to_float(rows) if rows is not None and rows.dtype == torch.uint8 else rows
-
-    def draw(self, n: int, data: Any, protocol: Any, model: Any) -> Draw:
-        """Also its place in the split, for a table."""
-        _, ids = _items_of(data, protocol.reference_split, n)
-        places = [f"{protocol.reference_split} {i}" for i in ids.tolist()]
-        return replace(super().draw(n, data, protocol, model), shown=places)
-
-    def shown(self, rows: Tensor, model: Any) -> list[Any]:
-        return [f"{tuple(row.shape)}, mean {row.mean().item():.3f}" for row in rows]
-
-
-@dataclass(frozen=True)
-class Start(Picture):
-    """A picture that the item is made from (`sampler.strength`), or whose masked part is filled in."""
-
-    drawn = False
-
-
-@dataclass(frozen=True)
-class Mask(Picture):
-    """Where a picture is filled in, float32 [B, 1, H, W]: 1 (white) is made anew, -1 (black) stays."""
-
-    name = "mask"
-    drawn = False
-
-    def _pixels(self, value: Any) -> Tensor:
-        size = tuple((value if isinstance(value, Tensor) else self._read(value)).shape[-2:])
-        if size != tuple(self.shape[1:]):
-            raise ConfigError(f"condition.mask={value}: {list(size)} pixels, the pictures have {list(self.shape[1:])}")
-        mask = super()._pixels(value)
-        if not bool((mask.abs() == 1).all()):
-            raise ConfigError(f"condition.mask={value}: must be black (stays) and white (is made anew) only")
-        return mask
-
-
-def _items_of(data: Any, split: str, n: int) -> tuple[Any, Tensor]:
+def items_of(data: Any, split: str, n: int) -> tuple[Any, Tensor]:
     """The source of a split, and the ids of n of its items, a fixed random choice.
 
     Raises:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,25 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from genlab.errors import LoaderError, StorageError, expected
 from genlab.files import read_rows, replacing
+
+
+@contextlib.contextmanager
+def guarded(what: object) -> Iterator[None]:
+    """A picture or table that cannot be made costs a warning and not the run; a full disk, or a loader that has died,
+    is no fault of the picture. For one rank alone: others must not wait for what happens within.
+
+    Args:
+        what: its file, for the warning.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(expected(error), StorageError | LoaderError):
+            raise
+        warnings.warn(f"{what} could not be made ({type(error).__name__}: {error})")
+
 
 SMALL = 64  # images up to this size are enlarged in grids
 GAP = 2  # pixels between the images of a grid, before enlarging
@@ -28,7 +48,7 @@ def grid(images: Tensor, nrow: int = 8) -> Image.Image:
     """Images side by side, `nrow` in a row, white between them; small ones enlarged by whole factors, nearest.
 
     Args:
-        images: uint8 [N, C, H, W], C 1 or 3, N at least 1.
+        images: uint8 [N, C, H, W], C 1, 3 or 4 (RGBA), N at least 1.
     """
     items = to_pixels(images)
     n, height, width, channels = items.shape
@@ -188,7 +208,7 @@ def save_attention_over(path: str | Path, maps: Sequence[tuple[Tensor, Sequence[
     across = 1 + max(len(words) for _, words, _ in maps)
     figure = _figure(1.2 * across, 1.4 * len(maps))
     for line, (weights, words, picture) in zip(figure.subplots(len(maps), across, squeeze=False), maps, strict=True):
-        pixels = to_pixels(picture[None].expand(1, 3, -1, -1))[0].astype(np.float32) / 255
+        pixels = to_pixels(picture[None, :3].expand(1, 3, -1, -1))[0].astype(np.float32) / 255
         light = F.interpolate(weights[:, None].float().cpu(), list(picture.shape[1:]), mode="bilinear")[:, 0]
         light = light / light.amax((1, 2), keepdim=True)
         shown = [pixels, *(pixels * (0.1 + 0.9 * one[..., None]) for one in light.numpy())]
@@ -267,12 +287,12 @@ def to_pixels(images: Tensor) -> np.ndarray:
     """uint8 [N, C, H, W] -> uint8 [N, H, W, C]."""
     assert images.dtype == torch.uint8, f"expected uint8 [N, C, H, W], got {images.dtype}"
     assert images.ndim == 4, f"expected uint8 [N, C, H, W], got {tuple(images.shape)}"
-    assert images.shape[1] in (1, 3), f"expected uint8 [N, C, H, W] with 1 or 3 channels, got {tuple(images.shape)}"
+    assert images.shape[1] in (1, 3, 4), f"expected [N, C, H, W] with 1, 3 or 4 channels, got {tuple(images.shape)}"
     return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def to_picture(array: np.ndarray) -> Image.Image:
-    """uint8 [H, W, C] -> picture, grey or RGB."""
+    """uint8 [H, W, C] -> picture, grey, RGB or RGBA."""
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 

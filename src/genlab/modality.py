@@ -131,7 +131,7 @@ class Modality(ABC):
 
 @dataclass(frozen=True)
 class Image(Modality):
-    """uint8 [N, C, H, W], C 1 or 3. A file is a PNG."""
+    """uint8 [N, C, H, W], C 1, 3 or 4 (RGBA). A file is a PNG."""
 
     name, extractor = "image", True
 

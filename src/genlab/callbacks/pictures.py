@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from genlab.callbacks.media import media_of
+from genlab.drawing import guarded
 from genlab.evaluation import generate
 from genlab.evaluation.latents import Panels
 from genlab.evaluation.texts import table_columns
@@ -40,9 +41,11 @@ class SampleGrid(pl.Callback):
         samples = generate(pl_module, torch.arange(self.count), told, self.sampler)
         if not trainer.is_global_zero:
             return
-        seen, modality, columns = pl_module.samples_seen, samples.modality, pl_module.shown(samples.condition)
-        path = save_samples(self.folder / f"{seen:09d}", samples, columns, self.columns)
-        show(trainer.loggers, path, lambda media: modality.log(media, samples.data, path, seen, columns))
+        seen, modality = pl_module.samples_seen, samples.modality
+        with guarded(stem := self.folder / f"{seen:09d}"):
+            columns = pl_module.shown(samples.condition)
+            path = save_samples(stem, samples, columns, self.columns)
+            show(trainer.loggers, path, lambda media: modality.log(media, samples.data, path, seen, columns))
 
 
 class Reconstructions(pl.Callback):
@@ -63,9 +66,9 @@ class Reconstructions(pl.Callback):
             return
         assert isinstance(pl_module, TrainedModel)
         seen, panels = pl_module.samples_seen, Panels(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        path = panels.reconstructions(self.folder / f"reconstructions-{seen:09d}", self.count)
-        if path is not None:
-            show_panels(trainer.loggers, panels.modality, {"reconstructions": path}, seen)
+        with guarded(stem := self.folder / f"reconstructions-{seen:09d}"):
+            if (path := panels.reconstructions(stem, self.count)) is not None:
+                show_panels(trainer.loggers, panels.modality, {"reconstructions": path}, seen)
 
 
 def save_samples(
@@ -112,5 +115,6 @@ def show_panels(loggers: Iterable[Any], modality: Modality, panels: Mapping[str,
 def show_table(loggers: Iterable[Any], name: str, record: Mapping[str, Any], table: Path, seen: int) -> None:
     """Hands the table of an evaluation of texts, if the record has one, to the loggers that can show it."""
     if "table" in record:
-        columns, rows = table_columns(table)
-        show(loggers, table, lambda media: media.table(name, columns, rows, seen))
+        with guarded(table):
+            columns, rows = table_columns(table)
+            show(loggers, table, lambda media: media.table(name, columns, rows, seen))

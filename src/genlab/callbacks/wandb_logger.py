@@ -13,6 +13,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genlab.callbacks.wandb_files import Mark, mend, read_mark, write_mark
+from genlab.errors import ConfigError
 from genlab.files import read_json
 from genlab.runs.directory import config_hash
 from genlab.runs.keys import SEEDS
@@ -58,6 +59,8 @@ class RunWandbLogger(WandbLogger):
         self.mark, self.offset = Mark(), 0
         self.no_tables: Exception | None = None
         mode, problem = kwargs.pop("mode", None) or os.environ.get("WANDB_MODE", "online"), None
+        if mode not in ("online", "offline", "disabled", "dryrun"):  # the last is W&B's old name of offline
+            raise ConfigError(f"logger.wandb.mode={mode}: choose online, offline or disabled")
         if mode == "online":
             try:
                 if not wandb.login(prompt=False):  # asks the server about the key, where there is one
@@ -67,9 +70,10 @@ class RunWandbLogger(WandbLogger):
         self.mode = "disabled" if mode == "disabled" else "online" if mode == "online" else "offline"
         if self.mode == "offline":
             self._say_offline(problem)
+        own: dict[str, Any] = {"name": self.run.name, "resume": "allow", "settings": _settings(), **kwargs}
         super().__init__(
-            name=self.run.name, id=self.run.name, save_dir=save_dir, project=project, resume="allow",
-            job_type=job_type, group=group or self.environment.get("sweep"), settings=_settings(), **kwargs,
+            id=self.run.name, save_dir=save_dir, project=project, job_type=job_type,
+            group=group or self.environment.get("sweep"), **own,
         )  # fmt: skip
         self._wandb_init.pop("anonymous", None)  # Lightning's; wandb warns of it
 

@@ -61,6 +61,7 @@ def build_model(config: DictConfig) -> TrainedModel:
             model.samples_seen = model.updates = 0
         adapter.put_on(model)
     if isinstance(model, GenerativeModel):
+        model.subset, model.label_names = (OmegaConf.select(config, f"data.{k}") for k in ("subset", "class_names"))
         model.sampler = build_sampler(config.get("sampler"))
     return model
 

@@ -7,6 +7,7 @@ every `_target_` against the source of what it names, then what must fit togethe
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,10 +21,19 @@ from genlab.cli.arguments import check_arguments, short
 from genlab.cli.old_forms import new_keys
 from genlab.cli.problem import Problem, leaves, nearest, one_line, walk
 from genlab.cli.redact import refuse_keys
+from genlab.data.facts import class_names, npz_facts
 from genlab.settings import within
 
 # ${genlab.first:A,B}: A where there is one, else B
 OmegaConf.register_new_resolver("genlab.first", lambda *values: next((v for v in values if v), None), replace=True)
+# ${genlab.class_names:FOLDER}; ${genlab.npz:FILE,KEY,ELSE}: what the data say of themselves
+_FACTS: dict[str, Callable[..., Any]] = {
+    "class_names": lambda root: class_names(str(root)),
+    "classes": lambda root: len(class_names(str(root)) or ()) or None,
+    "npz": lambda path, key, other: npz_facts(str(path)).get(key, other),
+}
+for _name, _read in _FACTS.items():
+    OmegaConf.register_new_resolver(f"genlab.{_name}", _read, replace=True)
 
 
 def check(cfg: DictConfig, entry: str) -> None:
@@ -42,9 +52,13 @@ def check(cfg: DictConfig, entry: str) -> None:
     for name, value in plain.items():
         check_node(value, str(name))
     targets.check_own(plain.get("sampler"), "sampler")
+    for name in plain.get("trainer") or {}:
+        if problem := reserved(f"trainer.{name}"):
+            raise problem
     check_ranges(plain)
     _check_choices(plain)
-    cross.check(plain)
+    if plain.get("resume") in (None, "auto", "never"):  # else the run's own values count, once they are read
+        cross.check(plain)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -118,6 +132,12 @@ def _problem(fault: Any, model: type[schema.Strict], plain: dict[str, Any]) -> P
     if fault["type"] == "int_type" and isinstance(at, float) and at.is_integer():
         do = f"Write {int(at)}"
     return Problem(f"{words}, is {short(at)}", key, do)
+
+
+def reserved(key: str) -> Problem | None:
+    """What is wrong with a key of the trainer that the session gives itself, and what to set; None for any other."""
+    do = schema.RESERVED.get(key.removeprefix("trainer.")) if key.startswith("trainer.") else None
+    return Problem("is not for configurations: GenLab gives it itself", key, do) if do else None
 
 
 def unknown(key: str, candidates: list[str]) -> Problem:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from typing import Any
 
 from genlab.cli.problem import Problem, walk
+from genlab.cli.signature import Definition, assigned, find, look_up
+from genlab.kinds import KINDS, sampler_misfit
 
 Plain = dict[str, Any]
 
@@ -16,6 +19,9 @@ def check(plain: Plain) -> None:
     windows_go_on(plain)
     labels_exist(plain)
     image_fits(plain)
+    sampler_fits(plain)
+    metrics_fit(plain)
+    network_fits(plain)
 
 
 def _get(plain: Any, key: str) -> Any:
@@ -105,3 +111,82 @@ def image_fits(plain: Plain) -> None:
                 key,
                 f"Set {key}={shape[1]}, or choose other data",
             )
+
+
+def _class(node: Any) -> Definition | None:
+    """The class that a node names, where its source can be read."""
+    target = node.get("_target_") if isinstance(node, dict) else None
+    found = find(target) if isinstance(target, str) else None
+    return found if isinstance(found, Definition) and found.is_class else None
+
+
+def _fact(definition: Definition, name: str) -> Any:
+    """A class attribute that is text, or an object of a class whose `name` is; None where there is none."""
+    value = assigned(definition, name)
+    match value and value.node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.Call(func=ast.Name(id=made)):
+            kind = look_up(value.module, made) if value else None
+            return _fact(kind, "name") if isinstance(kind, Definition) and kind.is_class else None
+    return None
+
+
+def sampler_fits(plain: Plain) -> None:
+    """A sampler is for models of one kind."""
+    sampler, model = _class(_get(plain, "sampler")), _class(_get(plain, "model"))
+    if model is None or (wanted := _fact(model, "sampled_by")) is None:
+        return
+    if plain.get("sampler") is None and "resume" in plain:  # of training
+        raise Problem(f"is not there, and {model.node.name} is sampled by {KINDS[wanted][0]}", "sampler",
+                      f"Take sampler={KINDS[wanted][1]}")  # fmt: skip
+    kind = None if sampler is None else _fact(sampler, "kind")
+    misfit = None if sampler is None else sampler_misfit(sampler.node.name, kind, model.node.name, wanted)
+    if misfit is not None:
+        raise Problem(misfit[0], "sampler", misfit[1])
+
+
+def metrics_fit(plain: Plain) -> None:
+    """A metric judges items of one modality."""
+    model = _class(_get(plain, "model"))
+    made = None if model is None else _fact(model, "modality")
+    for name, node in (_get(plain, "evaluation.metrics") or {}).items():
+        metric = _class(node)
+        judged = None if metric is None else _fact(metric, "modality")
+        if made and judged and made != judged:
+            raise Problem(
+                f"judges {judged}, {model and model.node.name} makes {made}",
+                f"evaluation.metrics.{name}",
+                "Take evaluation=none, or another protocol",
+            )
+
+
+# Width of a transformer, its heads, in the names that transformers has for them.
+HEADS = (
+    ("n_embd", "n_head"),
+    ("hidden_size", "num_attention_heads"),
+    ("d_model", "encoder_attention_heads"),
+    ("d_model", "decoder_attention_heads"),
+    ("num_attention_heads", "num_key_value_heads"),
+)
+
+
+def network_fits(plain: Plain) -> None:
+    """Heads divide the width; a network knows all tokens of the data, and as many positions as it is given tokens."""
+    for key, node in walk(_get(plain, "model"), "model"):
+        if not isinstance(node, dict):
+            continue
+        for width, heads in HEADS:
+            whole, count = (size if isinstance(size := node.get(name), int) else 0 for name in (width, heads))
+            if whole > 0 and count > 0 and whole % count:
+                best = max(n for n in range(1, count + 1) if whole % n == 0)
+                raise Problem(f"is {count}, which does not divide {width}={whole}", f"{key}.{heads}", f"Take {best}")
+    tokens = _get(plain, "data.vocab_size")
+    for key, _, value in _fields(plain, "vocab_size"):
+        if _is_int(value) and _is_int(tokens) and value < tokens:
+            raise Problem(f"is {value}, less than data.vocab_size={tokens}", key, f"Set {key}={tokens}")
+    read = {key: size for key in ("data.block_size", "model.block_size") if _is_int(size := _get(plain, key))}
+    for key, _, value in _fields(plain, "n_positions", "max_position_embeddings"):
+        for source, size in read.items():
+            if _is_int(value) and value < size:
+                raise Problem(f"is {value}, less than {source}={size}", key, f"Set {key}={size}, or {source}={value}")

@@ -16,6 +16,7 @@ from genlab.cli.ranks import place
 from genlab.data.module import SPLITS
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples, write_record
+from genlab.evaluation.evaluator import modality_of
 from genlab.evaluation.judged import Folder, Judged, items_from, texts_from
 from genlab.evaluation.sound_files import SoundFolder
 from genlab.networks.adapter import without_adapter
@@ -73,6 +74,7 @@ def _run(config: DictConfig, loaded: LoadedRun, checkpoint: str, rank: int) -> t
     """The record of one checkpoint, and where it belongs."""
     protocol = _protocol(config, loaded.config.get("evaluation"))
     sampler = choose_sampler(loaded, config.get("sampler"))
+    protocol.check_model(loaded.model, modality_of(loaded.model))
     other_chunks = set_chunk_size(loaded, config.chunk_size)
     data: Any = _data(config, loaded) if protocol.reads_data else None
     if config.reference is not None:

@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from genlab.cli.check import said, unknown
+from genlab.cli.check import reserved, said, unknown
 from genlab.cli.problem import Problem, leaves, nearest, one_line
 from genlab.cli.signature import Definition, find, signature
 
@@ -100,6 +100,8 @@ def _unknown(key: str, plain: dict[str, Any], groups: list[str]) -> Problem:
         node = node.get(part) if isinstance(node, dict) else None
     found = find(str(node["_target_"])) if isinstance(node, dict) and "_target_" in node else None
     takes = [f"{parent}.{name}" for name in signature(found).parameters] if isinstance(found, Definition) else []
+    if problem := reserved(key):
+        return problem
     if key in takes and isinstance(found, Definition):
         do = f"{found.node.name} takes it, so add it with a plus sign: +{key}=VALUE"
         return Problem(f"{key!r} is not set in the configuration", "", do, "command line")

@@ -145,8 +145,14 @@ def set_chunk_size(loaded: LoadedRun, size: int | None) -> bool:
 
 def choose_sampler(loaded: LoadedRun, wanted: DictConfig | None) -> Any:
     """The sampler of a command line: a whole one (`sampler=ddim_50`), changes of the run's own
-    (`+sampler.guidance_scale=1`), or None for the run's own."""
+    (`+sampler.guidance_scale=1`), or None for the run's own.
+
+    Raises:
+        ConfigError: it does not fit the model.
+    """
     if wanted is None:
         return None
     node = wanted if "_target_" in wanted else OmegaConf.merge(loaded.config.sampler, wanted)
-    return build_sampler(node)
+    sampler = build_sampler(node)
+    loaded.generative.check_sampler(sampler)
+    return sampler

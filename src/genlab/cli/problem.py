@@ -58,6 +58,10 @@ def leaves(value: Any) -> list[str]:
     return [key for key, _ in walk(value) if key and "[" not in key]
 
 
+# What other programs call a key.
+OTHER_NAMES = {"learning_rate": "lr", "max_steps": "max_samples", "max_epochs": "max_samples", "epochs": "max_samples"}
+
+
 def nearest(key: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `key` was meant to be, or None if none is close.
 
@@ -66,6 +70,8 @@ def nearest(key: str, candidates: Iterable[str]) -> str | None:
     """
     pool = [c for c in candidates if c != key]
     parent, _, last = key.rpartition(".")
+    if (usual := f"{parent}.{OTHER_NAMES.get(last)}") in pool:
+        return usual
     pick = difflib.get_close_matches
     siblings = {c.rpartition(".")[2]: c for c in pool if c.rpartition(".")[0] == parent}
     alike = pick(last, siblings, 1, 0.75)

@@ -163,6 +163,20 @@ BASES: dict[str, str] = {
 # Arguments that the program itself gives when it builds a node, so that the configuration need not.
 SUPPLIED: dict[str, set[str]] = {"logger.*": {"save_dir"}}
 
+# Arguments that the session gives itself, so that the configuration must not, and what to set in their place.
+_LENGTH = "The length of a run is schedule.max_samples"
+RESERVED: dict[str, str] = {
+    **dict.fromkeys(("max_epochs", "min_epochs", "max_steps", "min_steps"), _LENGTH),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), "Set schedule.eval_every, in samples"),
+    "log_every_n_steps": "Set schedule.log_every, in samples",
+    "logger": "Choose logger=NAME",
+    "callbacks": "Set callbacks.extra, a list of nodes",
+    **dict.fromkeys(
+        ("default_root_dir", "num_sanity_val_steps", "use_distributed_sampler", "enable_model_summary", "plugins"),
+        "Leave it out",
+    ),
+}
+
 # Values of arguments that Lightning looks at only after seconds of imports.
 CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),

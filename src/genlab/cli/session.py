@@ -47,7 +47,7 @@ from genlab.cli.ranks import Place, place
 from genlab.cli.redact import redact
 from genlab.cli.targets import instantiate
 from genlab.data.module import DataModule
-from genlab.drawing import curves
+from genlab.drawing import curves, guarded
 from genlab.errors import CheckpointError, ConfigError, Interrupted, Preempted
 from genlab.evaluation import Protocol, evaluate, generate, sharding, write_record
 from genlab.evaluation.evaluator import modality_of
@@ -88,6 +88,11 @@ def train_session(run: RunDirectory) -> None:
     here = place()
     set_threads(config.threads, here.local_world)
     data, model = build_data(config), build_model(config)
+    protocol = build_protocol(config.get("evaluation"))
+    if isinstance(model, GenerativeModel):
+        model.check_sampler(model.sampler)
+    if protocol is not None:
+        protocol.check_model(model, modality_of(model))
     model.plan = make_plan(config)
     data.prepare_data()  # before the trainer: a wrong file is told before anything else is built
     data.setup("fit")
@@ -97,7 +102,6 @@ def train_session(run: RunDirectory) -> None:
     for key in ("model.network.path", "model.policy.network.path", "model.path"):
         if pretrained := OmegaConf.select(config, key):
             check_vocabulary(data.tokenizer, folder_or_cached(pretrained))
-    protocol = build_protocol(config.get("evaluation"))
     if protocol is not None:
         protocol.check(model, data, modality_of(model))
     if here.rank == 0:
@@ -262,8 +266,8 @@ def finish(
         samples = generate(model, torch.arange(final.count), model.examples(final.count, data))
         meta = {"run": run.path.name, "samples": str(model.samples_seen)}
         if trainer.is_global_zero:
-            known = model.shown(samples.condition)
-            save_samples(run.path / "samples" / "final", samples, known, final.columns, meta)
+            with guarded(stem := run.path / "samples" / "final"):
+                save_samples(stem, samples, model.shown(samples.condition), final.columns, meta)
     if trainer.is_global_zero and (config.callbacks.get("latents") or {}).get("final", True):
         panels = Panels(model, data)
         show_panels(trainer.loggers, panels.modality, panels.save(run.path / "samples"), model.samples_seen)
@@ -289,7 +293,8 @@ def finish(
                 lines += lines_of(record)
     ema.swap_out(model)
     if trainer.is_global_zero:
-        curves(run.metrics, run.path / "curves.png")
+        with guarded(run.path / "curves.png"):
+            curves(run.metrics, run.path / "curves.png")
         ignore_all()  # a signal must not make another thing of a run that is finished
         write_result(run, config, recorder, model.samples_seen)
         run.set_status(

@@ -224,6 +224,25 @@ def derives(definition: Definition, wanted: Collection[str]) -> bool | None:
     return True if True in results else None if None in results else False
 
 
+def assigned(definition: Definition, name: str) -> Value | None:
+    """What the body of a class, or of the nearest of its bases, gives a name; None: nothing that can be read."""
+    assert isinstance(definition.node, ast.ClassDef)
+    for statement in definition.node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+                pairs = dict(zip(map(ast.unparse, names), values, strict=False))
+            case ast.Assign(targets=[ast.Name(id=target)], value=value):
+                pairs = {target: value}
+            case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value):
+                pairs = {target: value}
+            case _:
+                continue
+        if name in pairs:
+            return Value(definition.module, pairs[name])
+    above = (assigned(base, name) for base in _bases(definition) if base is not None)
+    return next((value for value in above if value is not None), None)
+
+
 def signature(definition: Definition) -> Signature:
     """The keyword arguments of a class or function."""
     return _read(definition) or Signature()

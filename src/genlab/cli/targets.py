@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from genlab.cli.arguments import SPECIAL, check_arguments
 from genlab.cli.old_forms import successor
-from genlab.cli.problem import Problem, nearest, walk
+from genlab.cli.problem import Problem, nearest, one_line, walk
 from genlab.cli.signature import Definition, derives, find, is_module, names_in
 
 # The last two and "torch.nn.Module" are how sources name them: recognised without reading torch.
@@ -230,5 +230,8 @@ def _build(value: Any, key: str, loaded: dict[int, Any], kwargs: dict[str, Any])
     try:
         return make(**built, **kwargs)
     except Exception as error:
-        error.add_note(f"while building {key or value['_target_']} ({value['_target_']})")
+        where, networks = key or value["_target_"], [*(library for library, _ in LIBRARIES), "genlab.networks"]
+        if isinstance(error, ValueError | TypeError) and is_inside(make.__module__, networks):
+            raise Problem(f"{make.__name__} refuses these values: {one_line(str(error))[:200]}", where) from error
+        error.add_note(f"while building {where} ({value['_target_']})")
         raise

@@ -42,14 +42,15 @@ def train(config: DictConfig) -> Outcome | None:
     settings, here = HydraConfig.get(), place()
     config = with_debug(config, settings.runtime.choices, settings.overrides.task)
     runs_dir = Path(config.runs_dir)
-    fit_devices(config, here)
+    if config.resume in ("auto", "never"):
+        fit_devices(config, here)
     if here.rank:
         with start_workers("train", learn(here, runs_dir), 1, here) as workers:
             leave(workers.wait())
         return None
     try:
         run, config = open_run(config)
-        fit_devices(config, here)  # once more: a run that goes on has its own configuration
+        fit_devices(config, here)  # a run that goes on has its own configuration
         with run.lock() as lock:
             if run.left_by is not None and run.status().get("state") in ("starting", "running"):
                 say_killed(run)

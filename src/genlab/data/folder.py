@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from genlab.data.facts import class_names
 from genlab.data.images import ImageData, ImageOptions, Parts
 from genlab.data.manifest import digest
 from genlab.data.module import SPLITS, Split
@@ -203,7 +204,7 @@ def class_folders(folder: Path, num_classes: int | None) -> list[str]:
     Raises:
         ConfigError: not `num_classes` of them.
     """
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    classes = class_names(folder) or []
     if num_classes is not None and len(classes) != num_classes:
         raise ConfigError(
             f"{folder} has {len(classes)} class folders, data.num_classes is {num_classes}; "

@@ -26,6 +26,7 @@ class ImageOptions(Common, total=False):
 
     shape: Sequence[int]
     num_classes: int | None
+    class_names: Sequence[str] | None
     random_flip: bool
     subset: Sequence[int] | None
     val_fraction: float
@@ -41,6 +42,7 @@ class ImageData(DataModule):
     Args:
         shape: [C,H,W] of every image; asserted.
         num_classes: labels lie in [0, num_classes); asserted. None = labels, if any, are not used.
+        class_names: of the labels, for people; None = numbers.
         random_flip: in training, mirror each image left-right with probability 1/2, by (seed, epoch, id).
         subset: keep the items of these classes only (labels keep their numbers).
         val_fraction: this part of train, chosen once for all seeds, becomes val and leaves train. 0 = val is the
@@ -56,6 +58,7 @@ class ImageData(DataModule):
         *,
         shape: Sequence[int],
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         random_flip: bool = False,
         subset: Sequence[int] | None = None,
         val_fraction: float = 0.0,
@@ -66,8 +69,11 @@ class ImageData(DataModule):
         self.shape = tuple(int(n) for n in shape)
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ConfigError(f"data.shape={list(shape)} must be [channels, height, width]")
+        if self.shape[0] not in (1, 3, 4):
+            raise ConfigError(f"data.shape={list(shape)}: an image has 1 (grey), 3 (RGB) or 4 (RGBA) channels")
         if not 0 <= val_fraction < 1:
             raise ConfigError(f"data.val_fraction={val_fraction} must lie in [0, 1)")
+        self.class_names = class_names
         self.num_classes, self.random_flip, self.val_fraction = num_classes, random_flip, val_fraction
         self.subset = None if subset is None else sorted({int(c) for c in subset})
 
@@ -185,6 +191,11 @@ class UserDataset(ImageData):
                 raise ConfigError(f"data.dataset: {source.origin} ({split}) is empty: 0 items")
             probe = np.unique(np.linspace(0, len(source) - 1, 16).round().astype(np.int64))
             items = source.select(probe).batch(torch.arange(len(probe)), torch.zeros(len(probe), dtype=torch.int64))
+            if (image := items["image"]).is_floating_point() and bool((image >= 0).all()) and bool((image > 0).any()):
+                raise ConfigError(
+                    f"data.dataset: floats of {source.origin} lie in [{image.min():.3g}, {image.max():.3g}], not in "
+                    "[-1, 1]; give 2 * image - 1, or uint8"
+                )
             sample = {key: digest(value.numpy().tobytes()) for key, value in items.items()}
             out[split] = source, digest([source.origin, len(source), sample])
         return out

@@ -40,6 +40,7 @@ class BeamSearch:
     stop: Sequence[str] = ()
     offset: Annotated[float, "ge 0"] = 5.0
 
+    kind: ClassVar[str] = "tokens"  # see genlab.kinds
     streams: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

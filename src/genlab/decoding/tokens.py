@@ -54,6 +54,7 @@ class TokenSampler:
     repetition_penalty: Annotated[float, "gt 0"] = 1.0
     stop: Sequence[str] = ()
 
+    kind: ClassVar[str] = "tokens"  # see genlab.kinds
     streams: ClassVar[bool] = True  # whether `decode` shows tokens as they come
 
     def __post_init__(self) -> None:

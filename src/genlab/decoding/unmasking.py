@@ -58,6 +58,7 @@ class Unmasking(TokenSampler):
     steps: Annotated[int, "gt 0"] = 64
     order: Literal["ancestral", "confidence"] = "ancestral"
 
+    kind: ClassVar[str] = "gaps"
     streams: ClassVar[bool] = False
 
     @property

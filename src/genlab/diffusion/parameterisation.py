@@ -11,6 +11,7 @@ every conversion is one formula:
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -21,6 +22,8 @@ from genlab.errors import ConfigError
 Prediction = Literal["eps", "x0", "v", "velocity"]
 Weighting = Literal["own", "eps", "x0", "min_snr"]
 Number = float | Tensor  # a coefficient: one number, or a tensor that broadcasts over the batch
+
+LEAST_SIGNAL = math.exp(-5.1)  # alpha / sigma, as DPM-Solver cuts it; DDPM's linear schedule ends just above
 
 
 class Denoised(NamedTuple):
@@ -35,6 +38,15 @@ def check(prediction: str, weighting: str) -> None:
     for key, value, known in (("prediction", prediction, Prediction), ("weighting", weighting, Weighting)):
         if value not in get_args(known):
             raise ConfigError(f"model.{key}: expected one of {', '.join(get_args(known))}, got {value!r}")
+
+
+def check_start(prediction: Prediction, alpha: float, sigma: float) -> None:
+    """ConfigError where sampling without clipping begins at so little signal that an error of eps is all of x_0."""
+    if prediction == "eps" and alpha < LEAST_SIGNAL * sigma:
+        raise ConfigError(
+            f"model.prediction: eps says too little of x_0 where sampling begins (its error counts "
+            f"{sigma / max(alpha, 1e-12):,.0f} times); take sampler.clip=true, or train with model.prediction=v"
+        )
 
 
 def _mix(prediction: Prediction, alpha: Number, sigma: Number) -> tuple[Number, Number]:

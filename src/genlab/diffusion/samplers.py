@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -49,12 +49,24 @@ class Sampler(ABC):
     clip: bool = False
     strength: Annotated[float, "gt 0, le 1"] = 1.0
 
+    kind: ClassVar[str] = "process"  # see genlab.kinds
+
     def __post_init__(self) -> None:
         check_settings(type(self), vars(self), "sampler.")
 
     @abstractmethod
     def __call__(self, denoise: Denoise, x: Tensor, process: Process, noise: Noise) -> Tensor:
         """x_T -> x_0, both [B, ...]."""
+
+    def check(self, process: Process) -> float:
+        """The first of its times.
+
+        Raises:
+            ConfigError: the process has no such times or coordinates.
+        """
+        if isinstance(coordinates := getattr(self, "coordinates", None), str):
+            _ODE(process, coordinates)  # type: ignore[arg-type]
+        return process.grid(self.steps, self.spacing)[0]
 
     @property
     def evaluations(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.drawing import guarded
 from genlab.errors import ConfigError
 from genlab.evaluation.extractors import Extractor, load_extractor
 from genlab.evaluation.judged import Judged
@@ -142,7 +143,8 @@ class ImageEvaluation:
             metric.prepare(self.data, [made])
         measured = measure(protocol.metrics, made, reference)
         if picture is not None and drawn and world()[0] == 0:
-            self._pairs(picture, shown, modality, rows["features"], reference.features)
+            with guarded(picture):
+                self._pairs(picture, shown, modality, rows["features"], reference.features)
         smallest = min(judged.n, len(real.ids))
         result: dict[str, Any] = {
             **protocol.named(measured),

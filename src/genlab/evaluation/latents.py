@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genlab import noise
 from genlab.conditions import Label
-from genlab.drawing import save_attention, save_attention_over, save_map
+from genlab.drawing import guarded, save_attention, save_attention_over, save_map
 from genlab.evaluation.likelihood import Reconstructs
 from genlab.evaluation.reference import read_items, real_items
 from genlab.modality import Image, Modality
@@ -88,8 +88,9 @@ class Panels:
         try:
             with torch.no_grad():
                 for name in ("reconstructions", "interpolation", "traversal", "classes", "map", "attention"):
-                    if (path := getattr(self, name)(folder / name)) is not None:
-                        drawn[name] = path
+                    with guarded(folder / name):
+                        if (path := getattr(self, name)(folder / name)) is not None:
+                            drawn[name] = path
         finally:
             self.model.train(was_training)
         return drawn
@@ -134,7 +135,7 @@ class Panels:
         if not isinstance(self.model, Decodes) or len(self.model.latent_shape) != 1:
             return None
         latents, label, encoded = self._latents(500)
-        order = latents.var(0).argsort(descending=True) if encoded else torch.arange(latents.shape[1])
+        order = latents.var(0, correction=0).argsort(descending=True) if encoded else torch.arange(latents.shape[1])
         dimensions, start = order[:rows].cpu(), latents[0]
         z = start.repeat(len(dimensions), STEPS, 1)
         for row, dimension in enumerate(dimensions.tolist()):

@@ -154,6 +154,21 @@ class Protocol:
         """Whether all metrics compare with references; where only some do, those are not applicable without."""
         return bool(self.metrics) and all("pairs" in metric.needs for metric in self.metrics.values())
 
+    def check_model(self, model: Any, modality: str, maker: str = "the model makes") -> None:
+        """The part of `check` that needs no data.
+
+        Raises:
+            ConfigError: what is judged has another modality, or the model lacks a capability.
+        """
+        for metric in self.metrics.values():
+            if not metric.judges(modality):
+                raise ConfigError(
+                    f"evaluation={self.name} judges {metric.modality}, {maker} {modality}: choose another protocol"
+                )
+            if metric.capability is not None and model is None:
+                raise ConfigError(f"evaluation={self.name} needs a model, not samples: choose another protocol")
+            metric.check_model(model, self)
+
     def check(self, model: Any, data: Any, modality: str, maker: str = "the model makes") -> None:
         """Refuses, before anything is trained or generated, what the model, the data or the condition cannot give.
 
@@ -165,13 +180,8 @@ class Protocol:
         Raises:
             ConfigError: in one line, with what would give it.
         """
+        self.check_model(model, modality, maker)
         for metric in self.metrics.values():
-            if not metric.judges(modality):
-                raise ConfigError(
-                    f"evaluation={self.name} judges {metric.modality}, {maker} {modality}: choose another protocol"
-                )
-            if metric.capability is not None and model is None:
-                raise ConfigError(f"evaluation={self.name} needs a model, not samples: choose another protocol")
             metric.check(model, data, self)
         if model is None or not self.metrics:
             return

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from genlab.drawing import guarded
 from genlab.errors import ConfigError
 from genlab.evaluation.judged import Judged
 from genlab.evaluation.metrics.base import Items, Measured, measure
@@ -77,7 +78,14 @@ def item_record(
     ]
     if table is not None:
         title = f"{protocol.name}: {judged.n} texts"
-        record["table"] = from_first_rank(lambda: write_table(table, _rows(items, measured[0]), title))
+
+        def write() -> dict[str, Any] | None:
+            with guarded(table):
+                return write_table(table, _rows(items, measured[0]), title)
+            return None
+
+        if (written := from_first_rank(write)) is not None:
+            record["table"] = written
     return record
 
 

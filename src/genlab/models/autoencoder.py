@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class Autoencoder(AdversarialModel):
     """
 
     item = "image"
+    sampled_by: ClassVar[str | None] = "latent"
 
     def __init__(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from genlab.conditions import Condition, Draw, condition_named
+from genlab.kinds import check_kind
 from genlab.modality import Image, Modality
 from genlab.models.trained import TrainedModel
 from genlab.samples import Samples
@@ -26,15 +27,21 @@ class GenerativeModel(TrainedModel):
         chunk_size: C. Item i of a sample sits in slot i % C of chunk i // C; every chunk has C rows, so the result for
             an item does not depend on how many are asked for or on how many devices share the work.
         sampler: used where `sample` is not given one.
+        sampled_by: the kind of sampler that `generate` takes, see genlab.kinds; None: any.
+        subset: classes that the data was cut to, of which seeds get theirs; None: all.
+        label_names: of the classes, as people know them; None: numbers.
     """
 
     modality: Modality = Image()
     conditions: tuple[Condition, ...] = ()
     chunk_size: int = 16
+    sampled_by: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         super().__init__()
         self.sampler: Any = None
+        self.subset: Sequence[int] | None = None
+        self.label_names: Sequence[str] | None = None
 
     @abstractmethod
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Any:
@@ -45,6 +52,14 @@ class GenerativeModel(TrainedModel):
             condition: tensors of B rows by the names of `conditions`, or None.
             sampler: an object from conf/sampler.
         """
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Refuses, before anything is trained or sampled, a sampler that can only fail.
+
+        Raises:
+            ConfigError: what does not fit, and what would.
+        """
+        check_kind(sampler, self)
 
     def to_data(self, raw: Any) -> Any:
         """Output of `generate` -> the data of `Samples`: images are rounded to uint8."""

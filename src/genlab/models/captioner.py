@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.conditions import Picture
 from genlab.data.computed import SEEN, computed_rows
 from genlab.data.windows import IGNORED
 from genlab.decoding.reading import ENDED, lengths_of
@@ -20,6 +19,7 @@ from genlab.errors import ConfigError
 from genlab.modality import to_uint8
 from genlab.models.seq2seq import Seq2Seq
 from genlab.networks.image_states import GridStates
+from genlab.picture_conditions import Picture
 
 
 class Captioner(Seq2Seq):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from genlab import noise
-from genlab.conditions import Condition, Mask, Start, class_labels
+from genlab.conditions import Condition, class_labels
 from genlab.diffusion import bound, parameterisation
 from genlab.diffusion.editing import Remainder, filled_in, made_anew
 from genlab.diffusion.guidance import Told, guided, where
@@ -21,6 +21,7 @@ from genlab.errors import ConfigError
 from genlab.models.base import GenerativeModel, Rows
 from genlab.networks.patch import as_tensor
 from genlab.noise import Stream
+from genlab.picture_conditions import Mask, Start
 
 
 class DiffusionModel(GenerativeModel):
@@ -41,6 +42,8 @@ class DiffusionModel(GenerativeModel):
     Raises:
         ConfigError: a combination without meaning.
     """
+
+    sampled_by: ClassVar[str | None] = "process"
 
     def __init__(
         self,
@@ -135,6 +138,22 @@ class DiffusionModel(GenerativeModel):
         return {"loss": (weight * (output.float() - wanted) ** 2).mean()}
 
     # ---- sampling
+
+    def check_sampler(self, sampler: Any) -> None:
+        """Also that the process has its times, and that guidance and the prediction mean something there."""
+        super().check_sampler(sampler)
+        if not isinstance(sampler, Sampler):
+            return
+        alpha, sigma = self.process.at(sampler.check(self.process))
+        told = any(known.drawn for known in self.conditions)
+        if sampler.guidance_scale != 1 and not (told and self.label_drop):
+            raise ConfigError(
+                f"sampler.guidance_scale: {sampler.guidance_scale} needs a model with labels or captions that it has "
+                f"learned without, too; {'they were never dropped' if told else 'this one has none'}: take "
+                "sampler.guidance_scale=1"
+            )
+        if not sampler.clip:
+            parameterisation.check_start(self.prediction, alpha, sigma)
 
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Sampler) -> Tensor:
         """Images [B,C,H,W] in about [-1, 1]. Without a label a conditional model takes the null class. With `image`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class GAN(AdversarialModel):
         ensemble: k generators and k critics, each of its own initial weights, whose images and logits are averaged.
         num_classes: classes of the condition; None or 0 for none.
     """
+
+    sampled_by: ClassVar[str | None] = "latent"
 
     def __init__(
         self,

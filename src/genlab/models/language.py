@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from genlab.conditions import Condition, Prompt
+from genlab.data.vocabulary import encode
 from genlab.decoding.reading import ENDED
-from genlab.errors import ConfigError
+from genlab.errors import ConfigError, DataError
 from genlab.modality import Text
 from genlab.models.base import GenerativeModel, Rows
 from genlab.samples import Samples
@@ -31,6 +32,7 @@ class LanguageModel(GenerativeModel):
     reads = ("input_ids", "labels")
     conditions: tuple[Condition, ...] = (Prompt(),)
     context: int | None = None
+    sampled_by: ClassVar[str | None] = "tokens"
     start: str = "\n"
 
     def checkpoint_gradients(self, network: nn.Module) -> None:
@@ -43,6 +45,23 @@ class LanguageModel(GenerativeModel):
         if enable is None:
             raise ConfigError(f"model.gradient_checkpointing: {type(network).__name__} has none; set it to false")
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def check_items(self, data: Any) -> None:
+        """Also that the vocabulary has what a text begins with."""
+        super().check_items(data)
+        own = type(self).generate is LanguageModel.generate and type(self).begin is LanguageModel.begin
+        if not own or data.tokenizer is None:
+            return
+        try:
+            known = encode(data.tokenizer, self.start)
+        except DataError:
+            known = []
+        if not known:
+            first = min(data.tokenizer.get_vocab().items(), key=lambda pair: pair[1])[0]
+            raise ConfigError(
+                f"model.start={self.start!r}: data={data.name} has no such token; say what a text begins with: "
+                f"model.start={first}"
+            )
 
     def generate(self, seeds: Tensor, condition: Rows | None, sampler: Any) -> Tensor:
         """Token ids, int64 [B, T]: prompt and continuation, -1 after the end of a row."""

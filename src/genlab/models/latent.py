@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class LatentSampler:
     threshold: Annotated[float, "gt 0"] | None = None
     nfe: int = 1
 
+    kind: ClassVar[str] = "latent"  # see genlab.kinds
+
     def __post_init__(self) -> None:
         check_settings(type(self), vars(self), "sampler.")
 
@@ -57,6 +59,7 @@ class GaussianLatents(GenerativeModel):
     """
 
     latent_dim: int
+    sampled_by: ClassVar[str | None] = "latent"
 
     @abstractmethod
     def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:

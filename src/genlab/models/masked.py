@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ class MaskedModel(LanguageModel):
     """
 
     context: int
+    sampled_by: ClassVar[str | None] = "gaps"
 
     def __init__(
         self,

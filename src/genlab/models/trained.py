@@ -84,6 +84,10 @@ class TrainedModel(pl.LightningModule, ABC):
         """
         first = torch.zeros(1, dtype=torch.int64)
         items = data.source("train").batch(first, first)
+        if getattr(data, "num_classes", None) and "label" not in items:
+            origin = data.source("train").origin
+            raise ConfigError(f"data.num_classes={data.num_classes}, but {origin} has no labels; set it to null: "
+                              "data.num_classes=null")  # fmt: skip
         own = self.feedback is None or self.feedback.reads is None
         reader, reads = (self, self.reads) if own else (self.feedback, self.feedback.reads)
         if lacking := [key for key in reads if key not in items]:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.errors import ConfigError
+
 Positive = Annotated[int, "gt 0"]
 
 
@@ -73,6 +75,16 @@ def _joined(x: Tensor, labels: Tensor | None, classes: int) -> Tensor:
     return torch.cat([x, F.one_hot(labels, classes).to(x.dtype)], 1)
 
 
+def _quartered(shape: list[int], part: str) -> list[int]:
+    """The shape, whose height and width two strided convolutions must divide; ConfigError where they cannot."""
+    if shape[1] % 4 or shape[2] % 4:
+        raise ConfigError(
+            f"model.{part}: {shape[1]}x{shape[2]} images do not divide by 4; take model/encoder=mlp model/decoder=mlp, "
+            "or data of another size"
+        )
+    return shape
+
+
 class ConvEncoder(nn.Module):
     """Images [B, C, H, W] -> mu, logvar [B, 2 latent_dim]: two strided convolutions, then a linear layer.
 
@@ -81,11 +93,14 @@ class ConvEncoder(nn.Module):
         latent_dim: dimensions of z.
         width: channels at half resolution; twice as many at a quarter.
         num_classes: of the condition; None or 0 for none.
+
+    Raises:
+        ConfigError: H or W that is not divisible by 4.
     """
 
     def __init__(self, shape: list[int], latent_dim: Positive, width: Positive = 32, num_classes: int | None = None):
         super().__init__()
-        channels, height, columns = shape
+        channels, height, columns = _quartered(shape, "encoder")
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 4, 2, 1),
             nn.SiLU(),
@@ -114,7 +129,7 @@ class ConvDecoder(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels, height, columns = shape
+        channels, height, columns = _quartered(shape, "decoder")
         self.latent_dim, self.start = latent_dim, (2 * width, height // 4, columns // 4)
         self.embedding = nn.Embedding(num_classes, 8 * width) if num_classes else None
         self.first, self.middle = nn.Linear(latent_dim, 8 * width), nn.Linear(8 * width, math.prod(self.start))

@@ -115,6 +115,9 @@ class Metric(torchmetrics.Metric):
         """Values by name, or in the order of `outputs`."""
         raise NotImplementedError
 
+    def check_model(self, model: Any, protocol: Any) -> None:
+        """The part of `check` that needs no data."""
+
     def check(self, model: Any, data: Any, protocol: Any) -> None:
         """Refuses before anything is generated, or trained, what could only fail. `model` is None for items in files.
 

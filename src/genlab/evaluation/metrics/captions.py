@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genlab.conditions import Picture
 from genlab.errors import ConfigError
 from genlab.evaluation.metrics.base import Items, Metric, NotApplicable
 from genlab.evaluation.metrics.generated import Tokenize
 from genlab.evaluation.metrics.pairs import PairMetric
 from genlab.evaluation.overlap import KINDS, ROUGE
 from genlab.modality import to_float
+from genlab.picture_conditions import Picture
 
 
 def is_name(text: str, names: Sequence[str]) -> bool:

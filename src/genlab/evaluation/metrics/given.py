@@ -37,9 +37,9 @@ class Given(Metric):
         self.keep(batch=batch, **settings)
         self.facts: dict[str, Any] = {}
 
-    def check(self, model: Any, data: Any, protocol: Any) -> None:
+    def check_model(self, model: Any, protocol: Any) -> None:
         """Also that the model has the capability."""
-        super().check(model, data, protocol)
+        super().check_model(model, protocol)
         assert self.capability is not None
         if not isinstance(model, self.capability):
             gives = next(name for name in vars(self.capability) if not name.startswith("_"))
