@@ -8,10 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genlab.errors import ConfigError
+
 
 def with_null(num_classes: int | None) -> int | None:
     """Size of a label embedding with one more row, the null class (index num_classes); None without labels."""
     return num_classes + 1 if num_classes else None
+
+
+def check_scale(scale: float, told: bool, dropped: bool) -> None:
+    """ConfigError where guidance leads nowhere: a model is told nothing, or has not learned without what it is told."""
+    if scale != 1 and not (told and dropped):
+        why = "they were never dropped" if told else "this one has none"
+        raise ConfigError(
+            f"sampler.guidance_scale: {scale} needs a model with labels or captions that it has learned without, too; "
+            f"{why}: take sampler.guidance_scale=1"
+        )
 
 
 Told = Any  # what a network is told of B items: a tensor of B rows, a dictionary of such, or None

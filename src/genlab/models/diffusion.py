@@ -13,7 +13,7 @@ from genlab import noise
 from genlab.conditions import Condition, class_labels
 from genlab.diffusion import bound, parameterisation
 from genlab.diffusion.editing import Remainder, filled_in, made_anew
-from genlab.diffusion.guidance import Told, guided, where
+from genlab.diffusion.guidance import Told, check_scale, guided, where
 from genlab.diffusion.parameterisation import Denoised, Prediction, Weighting
 from genlab.diffusion.processes import VP, Flow, Process
 from genlab.diffusion.samplers import Denoise, Sampler
@@ -146,12 +146,7 @@ class DiffusionModel(GenerativeModel):
             return
         alpha, sigma = self.process.at(sampler.check(self.process))
         told = any(known.drawn for known in self.conditions)
-        if sampler.guidance_scale != 1 and not (told and self.label_drop):
-            raise ConfigError(
-                f"sampler.guidance_scale: {sampler.guidance_scale} needs a model with labels or captions that it has "
-                f"learned without, too; {'they were never dropped' if told else 'this one has none'}: take "
-                "sampler.guidance_scale=1"
-            )
+        check_scale(sampler.guidance_scale, told, bool(self.label_drop))
         if not sampler.clip:
             parameterisation.check_start(self.prediction, alpha, sigma)
 
