@@ -99,6 +99,16 @@ class Singer(GenerativeModel):
         return batch["audio"], batch["audio"] / 2
 
 
+class Layered(Singer):
+    """A codec of two levels: all that is lost is lost by the second."""
+
+    levels = 2
+
+    def reconstruct(self, batch: Any, levels: int | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        hiss = torch.randn(batch["audio"].shape, generator=torch.Generator().manual_seed(1))
+        return batch["audio"], batch["audio"] + (0.1 * hiss if levels == 1 else 0)
+
+
 class Mute(Singer):
     """Has no way back."""
 
@@ -280,6 +290,24 @@ def test_a_round_trip() -> None:
     judged = evaluate(Singer(), Data(), back, progress=False)
     assert judged["name"] == f"rfrechet_audio_20_test_{DIGITS}.proxy"
     assert judged["values"]["rspeaker_accuracy_20_test.proxy"] is not None
+
+
+def test_a_round_trip_at_fewer_levels() -> None:
+    few = SoundReconstruction(judge=None, levels=[1])
+    found = values(
+        evaluate(
+            Layered(), Data(), Protocol(metrics={"sound_reconstruction": few}, reference_split="test"), progress=False
+        )
+    )
+    assert list(found) == [*few.outputs]
+    assert found["si_sdr"] > 60 > 20 > found["si_sdr_1_levels"]
+    assert found["mel_distance_1_levels"] > found["mel_distance"]
+    for model, count, words in ((Layered(), 3, "levels: 3, but the model has 1 to 2"), (Singer(), 1, "model has none")):
+        wrong = Protocol(
+            metrics={"sound_reconstruction": SoundReconstruction(judge=None, levels=[count])}, reference_split="test"
+        )
+        with pytest.raises(ConfigError, match=words):
+            evaluate(model, Data(), wrong, progress=False)
 
 
 # ---- files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class AudioLM(GenerativeModel):
 
     reads = ("audio", "label")
     tokenizer: Any = None
+    sampled_by: ClassVar[str | None] = "tokens"
 
     def __init__(
         self,

@@ -188,20 +188,31 @@ class SoundReconstruction(Given):
     Args:
         judge: an extractor of sounds whose logits are the labels; None: none.
         batch: clips in one call of the model.
+        levels: of a codec, numbers of levels that clips come back through as well, in names: si_sdr_3_levels.
     """
 
     key, modality, capability = "sound_reconstruction", "audio", likelihood.Reconstructs
 
-    def __init__(self, judge: str | None = "spoken-digits-cnn", batch: Annotated[int, "ge 1"] = 20) -> None:
-        super().__init__(batch, judge=judge)
-        self.outputs = ("si_sdr", "mel_distance", "mel_distance_loud")
-        self.outputs += ("label_accuracy", "real_label_accuracy") if judge else ()
+    def __init__(
+        self,
+        judge: str | None = "spoken-digits-cnn",
+        batch: Annotated[int, "ge 1"] = 20,
+        levels: Sequence[int] = (),
+    ) -> None:
+        super().__init__(batch, judge=judge, levels=tuple(levels))
+        names = ("si_sdr", "mel_distance", "mel_distance_loud", *(("label_accuracy",) if judge else ()))
+        self.outputs = (*names, *(("real_label_accuracy",) if judge else ()))
+        self.outputs += tuple(f"{name}_{count}_levels" for count in levels for name in names)
         self.rate = 0
         self.ear: SoundExtractor | None = None
         self.mel: LogMel | None = None
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
         super().check(model, data, protocol)
+        most = getattr(model, "levels", 0)
+        if wrong := [count for count in self.levels if not 1 <= count <= most]:
+            there = f"1 to {most}" if most else "none"
+            raise ConfigError(f"evaluation.metrics.{self.key}.levels: {wrong[0]}, but the model has {there}")
         if self.judge is not None:
             judge, leave = load_judge(self.judge, self.device, None, self.key), f"evaluation.metrics.{self.key}.judge="
             check_classes(self.key, "label", judge.labels, data, protocol, self.judge, f"{leave}null")
@@ -212,17 +223,30 @@ class SoundReconstruction(Given):
         self.ear = None if self.judge is None else load_judge(self.judge, device, None, self.key)
         return super().read(model, data, protocol, device, done)
 
-    def score(self, model: likelihood.Reconstructs, batch: Mapping[str, Tensor]) -> Rows:
-        real, back = (x.float().clamp(-1, 1) for x in model.reconstruct(batch))
+    def score(self, model: Any, batch: Mapping[str, Tensor]) -> Rows:
+        real, back = model.reconstruct(batch)
+        rows = self.compared(back, real, batch)
+        if self.ear is not None:
+            rows["real_label_accuracy"] = self.heard(real, batch)
+        for count in self.levels:
+            some = self.compared(model.reconstruct(batch, levels=count)[1], real, batch)
+            rows |= {f"{name}_{count}_levels": values for name, values in some.items()}
+        return rows
+
+    def compared(self, back: Tensor, real: Tensor, batch: Mapping[str, Tensor]) -> Rows:
+        """Clips that came back, float [B, C, T], against themselves."""
         if real.shape != back.shape:
-            raise ConfigError(f"{type(model).__name__}.reconstruct gave {list(back.shape)} for {list(real.shape)}")
+            raise ConfigError(f"evaluation: reconstruct gave {list(back.shape)} for {list(real.shape)}")
+        back, real = back.float().clamp(-1, 1), real.float().clamp(-1, 1)
         assert self.mel is not None
         rows = {"si_sdr": si_sdr(back, real), **mel_distances(self.mel, back, real)}
-        if self.ear is not None:
-            for name, sounds in (("label_accuracy", back), ("real_label_accuracy", real)):
-                logits = self.ear.features(at_rate(sounds.cpu(), self.rate, self.ear.sample_rate))["logits"]
-                rows[name] = (logits.argmax(1) == batch["label"].cpu()).double()
-        return rows
+        return rows if self.ear is None else rows | {"label_accuracy": self.heard(back, batch)}
+
+    def heard(self, sounds: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Whether the judge reads each as its label, float64 [B]."""
+        assert self.ear is not None
+        sounds = at_rate(sounds.float().clamp(-1, 1).cpu(), self.rate, self.ear.sample_rate)
+        return (self.ear.features(sounds)["logits"].argmax(1) == batch["label"].cpu()).double()
 
 
 def si_sdr(back: Tensor, real: Tensor) -> Tensor:
