@@ -183,7 +183,7 @@ def test_pages_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"context=512: the model reads at most 256 tokens; set .*context=256"):
         Forgetting().check(model, None, protocol)
     with pytest.raises(ConfigError, match="cannot give a forgetting, it has no text_log_likelihood"):
-        Forgetting().check(object(), None, protocol)
+        Forgetting().check_model(object(), protocol)
 
 
 def test_the_shipped_page_is_a_page() -> None:

@@ -397,7 +397,7 @@ def test_bad_tables_and_folders(tmp_path: Path) -> None:
         (ConfigError, {"captions": "d.tsv"}, r"data\.captions=d\.tsv: give a \.jsonl or a \.csv"),
         (ConfigError, {"faulty": "keep"}, r"data\.faulty=keep: choose one of refuse, drop"),
         (ConfigError, {"max_caption": 0}, r"data\.max_caption is 0: must be >= 1"),
-        (ConfigError, {"shape": [2, 6, 6]}, r"data\.shape=\[2, 6, 6\]: an image has 1, 3 or 4 channels"),
+        (ConfigError, {"shape": [2, 6, 6]}, r"data\.shape=\[2, 6, 6\]: an image has 1 \(grey\), 3"),
         (ConfigError, {"root": str(tmp_path / "none")}, r"none: no such folder \(data\.root\)"),
         (ConfigError, {"root": str(tmp_path / "empty")}, r"empty: holds 0 images with a caption"),
     ):

@@ -53,10 +53,6 @@ class Decode:
     crop: Crop = "center"
     face: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.shape[0] not in MODES:
-            raise ConfigError(f"data.shape={list(self.shape)}: an image has 1, 3 or 4 channels")
-
     def __call__(self, path: Path) -> np.ndarray:
         try:
             with Image.open(path, formats=FORMATS) as file:
