@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from itertools import pairwise
 from typing import Any, get_args
@@ -516,7 +517,7 @@ def test_patch_folds_and_unfolds() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(out_channels, in_channels))
 
-        def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Any:
+        def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Any:
             assert sample.shape[1] == self.weight.shape[1] == 12
             return (sample + timestep.view(-1, 1, 1, 1),)
 
@@ -558,14 +559,15 @@ def test_parameter_counts(chosen: str, parameters: int) -> None:
 def test_every_diffusion_sampler_of_conf_samples() -> None:
     from runs import ROOT, compose_train
 
+    from genlab.cli.problem import Problem
     from genlab.cli.targets import instantiate
 
     line = DiffusionModel(Line(), VP(1000), [1, 2, 2], num_classes=3).eval()
-    count = 0
+    samplers = []
     for path in sorted((ROOT / "conf" / "sampler").glob("*.yaml")):
-        sampler = instantiate(compose_train([f"sampler={path.stem}", "logger=none"]).sampler)
-        if isinstance(sampler, Sampler):
-            with torch.no_grad():
-                assert line.generate(torch.arange(2), {"label": torch.tensor([0, 1])}, sampler).shape == (2, 1, 2, 2)
-            count += 1
-    assert count >= 7
+        with contextlib.suppress(Problem):  # those of other families are refused
+            samplers.append(instantiate(compose_train([f"sampler={path.stem}", "logger=none"]).sampler, Sampler))
+    assert len(samplers) >= 7
+    for sampler in samplers:
+        with torch.no_grad():
+            assert line.generate(torch.arange(2), {"label": torch.tensor([0, 1])}, sampler).shape == (2, 1, 2, 2)

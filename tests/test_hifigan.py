@@ -107,6 +107,8 @@ def test_each_vocoder_of_conf_is_one_and_its_weights_are_recorded(tmp_path: Path
     log_mel = torch.from_numpy(waves((2, 80, 3), 0.1)) - 5
     for path in sorted((ROOT / "conf" / "model" / "vocoder").glob("*.yaml")):
         node = OmegaConf.load(path)
+        if OmegaConf.is_interpolation(node, "mel"):
+            del node["mel"]  # the model's, which by itself is the default
         if "weights" in node:
             node.weights = str(tmp_path / "random.safetensors")
         vocoder = instantiate(node, Vocoder)
