@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -335,5 +336,9 @@ def test_a_run_of_wandb_has_the_name_that_is_given(tmp_path: Path) -> None:
     assert command(*given, "+logger.wandb.name=foo", folder=tmp_path, environment=offline).code == 0
     (run,) = runs_in(tmp_path)
     (stored,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    for _ in range(100):  # W&B's own process writes it
+        if b"foo" in stored.read_bytes():
+            break
+        time.sleep(0.1)
     assert b"foo" in stored.read_bytes()
     command(*given, "+logger.wandb.mode=foo", "resume=never", folder=tmp_path).line(2, "mode=foo", "online, offline")

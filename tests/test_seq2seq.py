@@ -214,7 +214,8 @@ def test_attention_is_drawn(tmp_path: Path) -> None:
 def test_data_of_another_kind_is_refused(tmp_path: Path) -> None:
     """Before training, in one line: plain text for an encoder-decoder, pairs for a language model."""
     for choice, other, line in (
-        ("model=seq2seq", ("data=text_file", f"data.path={make_text(tmp_path / 'a.txt')}", "data.vocab_size=65"),
+        ("model=seq2seq", ("data=text_file", f"data.path={make_text(tmp_path / 'a.txt')}", "data.vocab_size=65",
+                           "data.block_size=64"),
          "data=text_file: its items have no source, only input_ids, labels; Seq2Seq reads source and labels"),
         ("model=lstm", ("data=pairs", f"data.path={make_pairs(tmp_path / 'a.jsonl')}", "data.tokenizer=characters",
                         "data.vocab_size=18", "data.val_fraction=0.3", "data.test_fraction=0.1"),

@@ -121,7 +121,13 @@ def _class(node: Any) -> Definition | None:
 
 
 def _fact(definition: Definition, name: str) -> Any:
-    """A class attribute that is text, or an object of a class whose `name` is; None where there is none."""
+    """A class attribute that is text, or an object of a class whose `name` is; None where there is none, or where each
+    object says it for itself."""
+    if any(
+        isinstance(n, ast.Attribute) and n.attr == name and isinstance(n.ctx, ast.Store)
+        for n in ast.walk(definition.node)
+    ):
+        return None
     value = assigned(definition, name)
     match value and value.node:
         case ast.Constant(value=str(text)):
