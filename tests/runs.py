@@ -153,6 +153,25 @@ def make_digits(folder: Path, digits: int, speakers: int, samples: int) -> Path:
     return folder
 
 
+def make_kits(folder: Path, kits: Sequence[str], classes: int, samples: int, count: int = 20) -> Path:
+    """Kits of tones, `count` hits of the first and one round of classes of each other, named in a drumkit.xml."""
+    from genlab.data.drum_hits import CLASSES
+
+    names = ["kick", "snare", "hat", "tom", "crash", "stick", "clap"][:classes]
+    assert len(CLASSES) == classes
+    for kit, hits in zip(kits, (count, *[classes] * (len(kits) - 1)), strict=True):
+        for i in range(hits):
+            make_tone(folder / kit / f"{i:02}.wav", i + len(kit), 22050, samples * (2 + i % 3) // 4)
+        rows = "".join(
+            f"<instrument><name>{names[i % classes]}</name><layer><filename>{i:02}.wav</filename></layer></instrument>"
+            for i in range(hits)
+        )
+        (folder / kit / "drumkit.xml").write_text(
+            f"<drumkit_info><instrumentList>{rows}</instrumentList></drumkit_info>"
+        )
+    return folder
+
+
 def make_captioned(folder: Path, shape: Sequence[int], count: int = 60) -> Path:
     """Image files of `make_images`, and a .txt beside each: "square 0" to "square 9" (19 tokens of characters)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,6 +276,9 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
     data = config.data
     if "num_speakers" in data:
         return [f"data.path={make_digits(folder / 'digits', data.num_classes, data.num_speakers, 4000)}"]
+    if "test_kits" in data:
+        kits = ["own", *data.test_kits, *data.val_kits]
+        return [f"data.path={make_kits(folder / 'kits', kits, data.num_classes, data.samples)}"]
     if data.modality == "audio":
         return [f"data.root={make_sounds(folder / 'sounds', data.num_classes, data.sample_rate, data.samples)}"]
     if "max_caption" in data:

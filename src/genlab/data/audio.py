@@ -282,7 +282,7 @@ class SpokenDigits(AudioData):
         return {"num_speakers": self.num_speakers, "speakers": self.speakers}
 
     def parts(self) -> Items:
-        folder = self._folder()
+        folder = unpacked_recordings(self.name, self.path, DIGITS, "recordings.tar", LIMIT)
         wavs = sorted(path for path in folder.rglob("*.wav") if path.name[0] != ".")
         if not wavs:
             raise ConfigError(f"{self.path or folder}: holds 0 recordings DIGIT_SPEAKER_INDEX.wav (data.path)")
@@ -310,18 +310,30 @@ class SpokenDigits(AudioData):
             items[split] = clips, decoded.sha256, "official: indices 0 to 4 are test"
         return items
 
-    def _folder(self) -> Path:
-        path = self.path
-        if path is None:
-            try:
-                path = fetch(DIGITS) / "recordings.tar"
-            except DataError as error:
-                raise DataError(f"{error}, or set data.path to an archive or a folder of the recordings") from None
-        if not path.exists():
-            raise ConfigError(f"{path}: no such archive or folder (data.path); null fetches the recordings")
-        if path.is_dir():
-            return path
-        stat = path.stat()
-        key = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-        stored = cache_root() / "folders" / f"{self.name}-files-{key[:16]}"
-        return made_once(stored, lambda folder: unpack(path, folder, None, LIMIT))
+
+def unpacked_recordings(name: str, path: Path | None, fetched: str, file: str, limit: int) -> Path:
+    """A folder of recordings, from an archive unpacked once into the cache.
+
+    Args:
+        name: of the data, in the cache.
+        path: an archive or a folder (`data.path`); None: what the registry has.
+        fetched: what the registry calls them. file: the archive that it has.
+        limit: bytes that an archive may unpack to.
+
+    Raises:
+        ConfigError: there is no such path.
+        DataError: they could not be fetched, or the archive is broken.
+    """
+    if path is None:
+        try:
+            path = fetch(fetched) / file
+        except DataError as error:
+            raise DataError(f"{error}, or set data.path to an archive or a folder of the recordings") from None
+    if not path.exists():
+        raise ConfigError(f"{path}: no such archive or folder (data.path); null fetches the recordings")
+    if path.is_dir():
+        return path
+    stat = path.stat()
+    key = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    stored = cache_root() / "folders" / f"{name}-files-{key[:16]}"
+    return made_once(stored, lambda folder: unpack(path, folder, None, limit))
