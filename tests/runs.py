@@ -126,7 +126,7 @@ def make_pairs(path: Path, count: int = 60, preferences: bool = False) -> Path:
     return path
 
 
-def make_tone(path: Path, k: int, rate: int, samples: int) -> None:
+def make_tone(path: Path, k: float, rate: int, samples: int) -> None:
     """A WAV file of `samples` samples whose pitch is k."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tone = 0.5 * np.sin(2 * np.pi * 200 * (1 + k) * np.arange(samples) / rate)
@@ -159,9 +159,9 @@ def make_kits(folder: Path, kits: Sequence[str], classes: int, samples: int, cou
 
     names = ["kick", "snare", "hat", "tom", "crash", "stick", "clap"][:classes]
     assert len(CLASSES) == classes
-    for kit, hits in zip(kits, (count, *[classes] * (len(kits) - 1)), strict=True):
+    for place, (kit, hits) in enumerate(zip(kits, (count, *[classes] * (len(kits) - 1)), strict=True)):
         for i in range(hits):
-            make_tone(folder / kit / f"{i:02}.wav", i + len(kit), 22050, samples * (2 + i % 3) // 4)
+            make_tone(folder / kit / f"{i:02}.wav", 0.3 * i + 0.04 * place, 22050, samples * (2 + i % 3) // 4)
         rows = "".join(
             f"<instrument><name>{names[i % classes]}</name><layer><filename>{i:02}.wav</filename></layer></instrument>"
             for i in range(hits)

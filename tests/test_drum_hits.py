@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tarfile
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import train_sound_classifier
 from data_files import cache  # noqa: F401
-from runs import compose_train
+from runs import compose_train, make_kits
 from scipy.io import wavfile
 
 from genlab.cli.build import build_data
@@ -21,8 +23,11 @@ from genlab.data.convert_sound import COPYRIGHT, DRUM_MEMBERS, DRUMKITS, drum_hi
 from genlab.data.drum_hits import CLASSES, DecodeHit, DrumHits, class_of
 from genlab.data.registry import DATASETS
 from genlab.errors import ConfigError, DataError
+from genlab.evaluation import load_extractor
+from genlab.evaluation.sounds import SoundCNN
 
 RATE = 8000
+MILLO = ["Millo_MultiLayered2", "Millo_MultiLayered3", "Millo-Drums_v.1"]
 XML = "<drumkit_info{}><instrumentList>{}</instrumentList></drumkit_info>"
 NAMESPACE = ' xmlns="http://www.hydrogen-music.org/drumkit"'
 
@@ -151,6 +156,25 @@ def test_a_deb_becomes_the_pinned_archive(tmp_path: Path) -> None:
     assert drums(tmp_path / "x" / "made" / "kits.tar").manifest == drums(package / DRUMKITS).manifest
     (route,) = DATASETS["drum_hits"].routes
     assert (route.get, route.members) == ("apt:hydrogen-drumkits", DRUM_MEMBERS)
+
+
+def test_its_judge_is_trained_on_train_and_hears_the_whole_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_kits(tmp_path / "kits", ["own", *MILLO, "ColomboAcousticDrumkit", "Audiophob"], 7, 4000, count=64)
+    command = ["train_sound_classifier.py", "drum-hits-cnn", "--path", str(root), "--out", str(tmp_path), "--epochs=1"]
+    monkeypatch.setattr("sys.argv", command)
+    assert train_sound_classifier.main() == 0
+    judge = load_extractor("drum-hits-cnn", path=str(tmp_path / "drum-hits-cnn.safetensors"))
+    assert judge.labels == len(CLASSES)
+    card = json.loads((tmp_path / "drum-hits-cnn.json").read_text())
+    assert (card["data"]["name"], card["recipe"]["data"]) == ("drum_hits", "drum_hits")
+    assert card["architecture"]["high"] == 11025
+    i = torch.arange(8192) / 22050
+    tones = torch.stack([0.3 * torch.sin(2 * torch.pi * hertz * i) for hertz in (7000, 9000)])[:, None]
+    for high, differ in ((11025.0, True), (4000.0, False)):
+        log_mels = SoundCNN(high=high).mel(tones)[..., 4:-4]  # without the clicks at the ends
+        assert log_mels[0].allclose(log_mels[1]) != differ
 
 
 @pytest.mark.faults(19)
