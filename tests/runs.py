@@ -148,7 +148,7 @@ def make_sounds(folder: Path, classes: int | None, rate: int, samples: int, coun
 def make_digits(folder: Path, digits: int, speakers: int, samples: int) -> Path:
     """Tones with the names of recordings: DIGIT_SPEAKER_INDEX.wav, one of them of the test split."""
     for i in range(digits * speakers * 3):
-        digit, speaker, index = i % digits, i // digits % speakers, (0, 5, 6)[i // (digits * speakers)]
+        digit, speaker, index = i % digits, i // digits % speakers, (0, 5, 10)[i // (digits * speakers)]
         make_tone(folder / f"{digit}_{chr(97 + speaker)}_{index}.wav", digit, 8000, samples)
     return folder
 
@@ -275,7 +275,9 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
         return [f"model.path={pipeline}", *captioned_pictures(folder / "pictures", pipeline)]
     data = config.data
     if "num_speakers" in data:
-        return [f"data.path={make_digits(folder / 'digits', data.num_classes, data.num_speakers, 4000)}"]
+        path = make_digits(folder / "digits", data.num_classes or 10, data.num_speakers, 4000)
+        words = ["data.vocabulary=null", "data.vocab_size=18", "data.strings=60", "data.held_out_strings=20"]
+        return [f"data.path={path}", *(words if "strings" in data else [])]
     if "test_kits" in data:
         kits = ["own", *data.test_kits, *data.val_kits]
         return [f"data.path={make_kits(folder / 'kits', kits, data.num_classes, data.samples)}"]

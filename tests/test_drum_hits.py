@@ -174,7 +174,7 @@ def test_its_judge_is_trained_on_train_and_hears_the_whole_band(
     tones = torch.stack([0.3 * torch.sin(2 * torch.pi * hertz * i) for hertz in (7000, 9000)])[:, None]
     for high, differ in ((11025.0, True), (4000.0, False)):
         log_mels = SoundCNN(high=high).mel(tones)[..., 4:-4]  # without the clicks at the ends
-        assert ((log_mels[0] - log_mels[1]).abs().max() > 1) == differ
+        assert ((log_mels[0] - log_mels[1]).abs().max() > 4) == differ
 
 
 @pytest.mark.faults(19)

@@ -247,15 +247,33 @@ class AudioFolder(AudioData):
         return items
 
     def encode(self, items: Items) -> dict[Split, dict[str, Any]]:
-        sources = {split: source for split, (source, _, _) in items.items() if isinstance(source, Captioned)}
-        if not sources:
+        if self.captions is None:
             return {}
         assert self.vocab_size is not None
-        self.tokenizer = caption_vocabulary(self.name, sources, self.kind, self.vocabulary, self.vocab_size)
-        tokens_of = encoder(self.kind if self.vocabulary is None else "byte_bpe", self.tokenizer)
-        sources["train"].seed = self.seed
-        counts = {source: source.encode(tokens_of, self.max_caption) for source in {*sources.values()}}
-        return {split: counts[source] for split, source in sources.items()}
+        self.tokenizer, counts = encode_captions(
+            self.name, items, self.kind, self.vocabulary, self.vocab_size, self.max_caption, self.seed
+        )
+        return counts
+
+
+def encode_captions(
+    name: str, items: Items, kind: Kind, vocabulary: str | None, vocab_size: int, longest: int, seed: int
+) -> tuple[Any, dict[Split, dict[str, Any]]]:
+    """Makes the tokens of Captioned clips: the tokenizer, and what the manifest says of each split.
+
+    Args:
+        name: of the data.
+        items: of all splits.
+        kind: of the tokenizer, as the next three `genlab.data.captioned.CaptionedImages` has them.
+        longest: most tokens of a caption.
+        seed: by which train draws one of several captions.
+    """
+    sources = {split: source for split, (source, _, _) in items.items() if isinstance(source, Captioned)}
+    tokenizer = caption_vocabulary(name, sources, kind, vocabulary, vocab_size)
+    tokens_of = encoder(kind if vocabulary is None else "byte_bpe", tokenizer)
+    sources["train"].seed = seed
+    counts = {source: source.encode(tokens_of, longest) for source in {*sources.values()}}
+    return tokenizer, {split: counts[source] for split, source in sources.items()}
 
 
 class SpokenDigits(AudioData):

@@ -188,9 +188,9 @@ class DrumHits(AudioData):
         for place, fact in enumerate(clips.facts):
             places[split_of.get(fact["file"].split("/")[-2], "train")].append(place)
         seen: set[str] = set()
-        twins = []
+        twins: list[int] = []
         for split, ids in places.items():
-            kept = []
+            kept: list[int] = []
             for place in ids:
                 fact = clips.facts[place]
                 (twins if fact["sha256"] in seen else kept).append(place)
