@@ -126,7 +126,7 @@ def make_pairs(path: Path, count: int = 60, preferences: bool = False) -> Path:
     return path
 
 
-def make_tone(path: Path, k: int, rate: int, samples: int) -> None:
+def make_tone(path: Path, k: float, rate: int, samples: int) -> None:
     """A WAV file of `samples` samples whose pitch is k."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tone = 0.5 * np.sin(2 * np.pi * 200 * (1 + k) * np.arange(samples) / rate)
@@ -148,8 +148,27 @@ def make_sounds(folder: Path, classes: int | None, rate: int, samples: int, coun
 def make_digits(folder: Path, digits: int, speakers: int, samples: int) -> Path:
     """Tones with the names of recordings: DIGIT_SPEAKER_INDEX.wav, one of them of the test split."""
     for i in range(digits * speakers * 3):
-        digit, speaker, index = i % digits, i // digits % speakers, (0, 5, 6)[i // (digits * speakers)]
+        digit, speaker, index = i % digits, i // digits % speakers, (0, 5, 10)[i // (digits * speakers)]
         make_tone(folder / f"{digit}_{chr(97 + speaker)}_{index}.wav", digit, 8000, samples)
+    return folder
+
+
+def make_kits(folder: Path, kits: Sequence[str], classes: int, samples: int, count: int = 20) -> Path:
+    """Kits of tones, `count` hits of the first and one round of classes of each other, named in a drumkit.xml."""
+    from genlab.data.drum_hits import CLASSES
+
+    names = ["kick", "snare", "hat", "tom", "crash", "stick", "clap"][:classes]
+    assert len(CLASSES) == classes
+    for place, (kit, hits) in enumerate(zip(kits, (count, *[classes] * (len(kits) - 1)), strict=True)):
+        for i in range(hits):
+            make_tone(folder / kit / f"{i:02}.wav", 0.3 * i + 0.04 * place, 22050, samples * (2 + i % 3) // 4)
+        rows = "".join(
+            f"<instrument><name>{names[i % classes]}</name><layer><filename>{i:02}.wav</filename></layer></instrument>"
+            for i in range(hits)
+        )
+        (folder / kit / "drumkit.xml").write_text(
+            f"<drumkit_info><instrumentList>{rows}</instrumentList></drumkit_info>"
+        )
     return folder
 
 
@@ -256,7 +275,12 @@ def small_data(config: DictConfig, folder: Path) -> list[str]:
         return [f"model.path={pipeline}", *captioned_pictures(folder / "pictures", pipeline)]
     data = config.data
     if "num_speakers" in data:
-        return [f"data.path={make_digits(folder / 'digits', data.num_classes, data.num_speakers, 4000)}"]
+        path = make_digits(folder / "digits", data.num_classes or 10, data.num_speakers, 4000)
+        words = ["data.vocabulary=null", "data.vocab_size=18", "data.strings=60", "data.held_out_strings=20"]
+        return [f"data.path={path}", *(words if "strings" in data else [])]
+    if "test_kits" in data:
+        kits = ["own", *data.test_kits, *data.val_kits]
+        return [f"data.path={make_kits(folder / 'kits', kits, data.num_classes, data.samples)}"]
     if data.modality == "audio":
         return [f"data.root={make_sounds(folder / 'sounds', data.num_classes, data.sample_rate, data.samples)}"]
     if "max_caption" in data:

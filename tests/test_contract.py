@@ -77,6 +77,7 @@ SAME_PARTS = {
     "experiment=gpt_sums_grpo": "model=gpt_answers",
     "experiment=latent_cifar10": "model=latent_class",
     "experiment=latent_mnist": "model=latent_class",
+    "experiment=drums_diffusion": "model=mel_diffusion",
     "experiment=lstm_chorales": "model=lstm",
     "experiment=lstm_poetry": "model=lstm",
     "experiment=marian_debian_synopsis": "model=seq2seq",

@@ -247,15 +247,33 @@ class AudioFolder(AudioData):
         return items
 
     def encode(self, items: Items) -> dict[Split, dict[str, Any]]:
-        sources = {split: source for split, (source, _, _) in items.items() if isinstance(source, Captioned)}
-        if not sources:
+        if self.captions is None:
             return {}
         assert self.vocab_size is not None
-        self.tokenizer = caption_vocabulary(self.name, sources, self.kind, self.vocabulary, self.vocab_size)
-        tokens_of = encoder(self.kind if self.vocabulary is None else "byte_bpe", self.tokenizer)
-        sources["train"].seed = self.seed
-        counts = {source: source.encode(tokens_of, self.max_caption) for source in {*sources.values()}}
-        return {split: counts[source] for split, source in sources.items()}
+        self.tokenizer, counts = encode_captions(
+            self.name, items, self.kind, self.vocabulary, self.vocab_size, self.max_caption, self.seed
+        )
+        return counts
+
+
+def encode_captions(
+    name: str, items: Items, kind: Kind, vocabulary: str | None, vocab_size: int, longest: int, seed: int
+) -> tuple[Any, dict[Split, dict[str, Any]]]:
+    """Makes the tokens of Captioned clips: the tokenizer, and what the manifest says of each split.
+
+    Args:
+        name: of the data.
+        items: of all splits.
+        kind: of the tokenizer, as the next three `genlab.data.captioned.CaptionedImages` has them.
+        longest: most tokens of a caption.
+        seed: by which train draws one of several captions.
+    """
+    sources = {split: source for split, (source, _, _) in items.items() if isinstance(source, Captioned)}
+    tokenizer = caption_vocabulary(name, sources, kind, vocabulary, vocab_size)
+    tokens_of = encoder(kind if vocabulary is None else "byte_bpe", tokenizer)
+    sources["train"].seed = seed
+    counts = {source: source.encode(tokens_of, longest) for source in {*sources.values()}}
+    return tokenizer, {split: counts[source] for split, source in sources.items()}
 
 
 class SpokenDigits(AudioData):
@@ -282,7 +300,7 @@ class SpokenDigits(AudioData):
         return {"num_speakers": self.num_speakers, "speakers": self.speakers}
 
     def parts(self) -> Items:
-        folder = self._folder()
+        folder = unpacked_recordings(self.name, self.path, DIGITS, "recordings.tar", LIMIT)
         wavs = sorted(path for path in folder.rglob("*.wav") if path.name[0] != ".")
         if not wavs:
             raise ConfigError(f"{self.path or folder}: holds 0 recordings DIGIT_SPEAKER_INDEX.wav (data.path)")
@@ -310,18 +328,30 @@ class SpokenDigits(AudioData):
             items[split] = clips, decoded.sha256, "official: indices 0 to 4 are test"
         return items
 
-    def _folder(self) -> Path:
-        path = self.path
-        if path is None:
-            try:
-                path = fetch(DIGITS) / "recordings.tar"
-            except DataError as error:
-                raise DataError(f"{error}, or set data.path to an archive or a folder of the recordings") from None
-        if not path.exists():
-            raise ConfigError(f"{path}: no such archive or folder (data.path); null fetches the recordings")
-        if path.is_dir():
-            return path
-        stat = path.stat()
-        key = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-        stored = cache_root() / "folders" / f"{self.name}-files-{key[:16]}"
-        return made_once(stored, lambda folder: unpack(path, folder, None, LIMIT))
+
+def unpacked_recordings(name: str, path: Path | None, fetched: str, file: str, limit: int) -> Path:
+    """A folder of recordings, from an archive unpacked once into the cache.
+
+    Args:
+        name: of the data, in the cache.
+        path: an archive or a folder (`data.path`); None: what the registry has.
+        fetched: what the registry calls them. file: the archive that it has.
+        limit: bytes that an archive may unpack to.
+
+    Raises:
+        ConfigError: there is no such path.
+        DataError: they could not be fetched, or the archive is broken.
+    """
+    if path is None:
+        try:
+            path = fetch(fetched) / file
+        except DataError as error:
+            raise DataError(f"{error}, or set data.path to an archive or a folder of the recordings") from None
+    if not path.exists():
+        raise ConfigError(f"{path}: no such archive or folder (data.path); null fetches the recordings")
+    if path.is_dir():
+        return path
+    stat = path.stat()
+    key = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    stored = cache_root() / "folders" / f"{name}-files-{key[:16]}"
+    return made_once(stored, lambda folder: unpack(path, folder, None, limit))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,31 @@ DIGIT_MEMBERS = tuple(
     for speaker in SPEAKERS
     for index in range(50)
 )
+DRUMKITS, COPYRIGHT = "usr/share/hydrogen/data/drumkits", "usr/share/doc/hydrogen-drumkits/copyright"
+DRUM_MEMBERS = (*(f"{DRUMKITS}/*{end}" for end in (".wav", ".flac", ".aiff", "/drumkit.xml")), COPYRIGHT)
 VOCODERS = {"universal": "generator_universal.pth.tar", "ljspeech": "generator_LJSpeech.pth.tar"}
 
 
 def spoken_digits(unpacked: Path, target: Path) -> None:
-    """recordings.tar of all recordings, in the order of their names, without dates and owners."""
-    with tarfile.open(target / "recordings.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for path in sorted(unpacked.rglob("*.wav"), key=lambda path: path.name):
-            member = tarfile.TarInfo(f"recordings/{path.name}")
-            member.size = path.stat().st_size
-            with open(path, "rb") as file:
+    """recordings.tar of all recordings, in the order of their names."""
+    files = {f"recordings/{path.name}": path for path in unpacked.rglob("*.wav")}
+    write_tar(target / "recordings.tar", files)
+
+
+def drum_hits(unpacked: Path, target: Path) -> None:
+    """kits.tar of what hydrogen-drumkits has of sounds: KIT/FILE, each kit's drumkit.xml, and who made them."""
+    kits = [path for path in (unpacked / DRUMKITS).glob("*/*") if path.suffix in (".wav", ".flac", ".aiff", ".xml")]
+    files = {path.relative_to(unpacked / DRUMKITS).as_posix(): path for path in kits}
+    write_tar(target / "kits.tar", {**files, "copyright": unpacked / COPYRIGHT})
+
+
+def write_tar(path: Path, files: Mapping[str, Path]) -> None:
+    """Files by the names that they get in the archive, in the order of these, without dates and owners."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, source in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size = source.stat().st_size
+            with open(source, "rb") as file:
                 tar.addfile(member, file)
 
 

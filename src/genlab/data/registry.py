@@ -83,4 +83,7 @@ def _entry(name: str, files: list[Any], routes: list[Any], **facts: str) -> Entr
 
 _TABLES = tomllib.loads(Path(__file__).with_name("registry.toml").read_text(encoding="utf-8"))
 DATASETS = {name: _entry(name, **table) for name, table in _TABLES.items()}
-ALIASES = {"shakespeare_char": "tiny_shakespeare"}  # conf/data names that share a set's files
+ALIASES = {
+    "shakespeare_char": "tiny_shakespeare",
+    "spoken_strings": "spoken_digits",
+}  # conf/data names that share a set's files

@@ -133,6 +133,7 @@ EXTRACTORS.update({
     "fashion-cnn": classifier,
     "spoken-digits-cnn": sound_classifier,
     "spoken-speakers-cnn": sound_classifier,
+    "drum-hits-cnn": sound_classifier,
     "clap": clap,
     "inception-v3-compat": inception_v3,
     "inception-v3-compat-fast": inception_v3,

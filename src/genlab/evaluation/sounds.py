@@ -1,4 +1,4 @@
-"""The judges of spoken digits and their speakers: classifiers of log-mels, and what hands them sounds."""
+"""The judges of spoken digits, their speakers and drum hits: classifiers of log-mels, and what hands them sounds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from genlab.networks.mel import LogMel
 class SoundCNN(nn.Module):
     """Classifier of sounds whose penultimate layer serves as a feature space for metrics.
 
-    It sees bands up to 4,000 Hz, so that what a vocoder adds above the recordings' own 8 kHz changes nothing, and
-    nothing below a magnitude of 1e-4. Its last convolution spans all bands: pitch matters, time does not.
+    Of recordings of 8 kHz it sees bands up to 4,000 Hz, so that what a vocoder adds above changes nothing; nothing
+    below a magnitude of 1e-4 in any. Its last convolution spans all bands: pitch matters, time does not.
 
     Args:
         channels: widths at 64, 32 and 16 bands.
         features: width of the penultimate layer (the last convolution after its ReLU, averaged over time).
         classes: number of logits.
         dropout: on the features, in training only.
+        high: in Hz, where its mel bands end.
     """
 
     sample_rate = 22050
@@ -34,10 +35,11 @@ class SoundCNN(nn.Module):
         features: int = 128,
         classes: int = 10,
         dropout: float = 0.1,
+        high: float = 4000.0,
     ) -> None:
         super().__init__()
         a, b, c = channels
-        self.mel = LogMel(self.sample_rate, bands=64, low=50.0, high=4000.0, floor=1e-4)
+        self.mel = LogMel(self.sample_rate, bands=64, low=50.0, high=high, floor=1e-4)
         self.blocks = nn.Sequential(
             Block(1, a), nn.MaxPool2d(2), Block(a, b), Block(b, b), nn.MaxPool2d(2), Block(b, c), Block(c, c),
             nn.MaxPool2d(2),
