@@ -121,19 +121,17 @@ def _class(node: Any) -> Definition | None:
 
 
 def _fact(definition: Definition, name: str) -> Any:
-    """A class attribute that is text, or an object of a class whose `name` is; None where there is none, or where each
-    object says it for itself."""
-    if any(
-        isinstance(n, ast.Attribute) and n.attr == name and isinstance(n.ctx, ast.Store)
-        for n in ast.walk(definition.node)
-    ):
+    """A class attribute that is text, or an object of a class whose `name` is; None where there is none, or where the
+    class inherits it and each object has its own."""
+    value, own = assigned(definition, name), list(ast.walk(definition.node))
+    stored = any(isinstance(n, ast.Attribute) and n.attr == name and isinstance(n.ctx, ast.Store) for n in own)
+    if value is None or (stored and value.node not in own):
         return None
-    value = assigned(definition, name)
-    match value and value.node:
+    match value.node:
         case ast.Constant(value=str(text)):
             return text
         case ast.Call(func=ast.Name(id=made)):
-            kind = look_up(value.module, made) if value else None
+            kind = look_up(value.module, made)
             return _fact(kind, "name") if isinstance(kind, Definition) and kind.is_class else None
     return None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import ConfigError
-from genlab.modality import Audio
+from genlab.modality import Audio, Modality
 from genlab.models.autoencoder import Autoencoder
 from genlab.networks.audio_codec import WaveformStage
 from genlab.networks.bottlenecks import ResidualQuantiser
@@ -39,6 +39,7 @@ class AudioCodec(Autoencoder):
     """
 
     item, reads = "audio", ("audio",)
+    modality: Modality = Audio(8000)  # of `sample_rate`
     bottleneck: ResidualQuantiser
 
     def __init__(

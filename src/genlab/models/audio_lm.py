@@ -13,6 +13,7 @@ from genlab.conditions import Label
 from genlab.data.computed import computed_rows
 from genlab.data.manifest import digest
 from genlab.errors import ConfigError
+from genlab.modality import Audio, Modality
 from genlab.models.audio_codec import AudioCodec, check_rate
 from genlab.models.base import GenerativeModel, Rows
 from genlab.networks.frozen import Frozen
@@ -40,6 +41,7 @@ class AudioLM(GenerativeModel):
     """
 
     reads = ("audio", "label")
+    modality: Modality = Audio(8000)  # of the codec's rate
     tokenizer: Any = None
     sampled_by: ClassVar[str | None] = "tokens"
 

@@ -45,6 +45,8 @@ class AutoregressiveModel(CausalModel):
         ConfigError: an option that the network has not.
     """
 
+    modality = Text()
+
     def __init__(
         self,
         network: nn.Module,

@@ -18,7 +18,7 @@ from genlab.diffusion.parameterisation import Prediction, Weighting
 from genlab.diffusion.processes import Process
 from genlab.diffusion.samplers import Sampler
 from genlab.errors import ConfigError
-from genlab.modality import Audio
+from genlab.modality import Audio, Modality
 from genlab.models.base import Rows
 from genlab.models.captioned_diffusion import CaptionedDiffusion
 from genlab.networks.mel import LogMel
@@ -59,6 +59,7 @@ class MelDiffusion(CaptionedDiffusion):
         ConfigError: a combination without meaning.
     """
 
+    modality: Modality = Audio(22050)  # of the rate of `mel`
     mel_mean: Tensor
     mel_std: Tensor
     mel_top: Tensor
