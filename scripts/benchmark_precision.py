@@ -18,7 +18,8 @@ def compared(repeats: int) -> dict[str, Any]:
 
     from genlab.cli.build import build_model
     from genlab.cli.compose import compose_config
-    from genlab.networks.attention import attend_by_products
+    from genlab.files import cache_root
+    from genlab.networks.attention import attend_by_products, logits_at
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -40,6 +41,11 @@ def compared(repeats: int) -> dict[str, Any]:
         "model=ddpm, 64 digits": (unet, lambda: unet(image, times, labels)[0]),
         "emoji_first_stage, 32 pictures in squares of 4 x 4": (encoder, lambda: encoder(folded)),
     }  # fmt: skip
+    if (cache_root() / "smollm2").is_dir():  # python scripts/fetch_data.py smollm2
+        adapted = network("experiment=smollm2_synopsis")
+        cases["smollm2_synopsis, an adapter, 4 rows of 160 tokens, 30 of them answers"] = (
+            adapted, lambda: logits_at(adapted, torch.arange(160).expand(4, -1) >= 130, tokens(4, 160))
+        )  # fmt: skip
     capabilities = torch.cpu.get_capabilities()
     known = {key: capabilities.get(key) for key in ("cpu_name", "avx512_bf16", "amx_bf16")}
     result: dict[str, Any] = {"processor's": known}
