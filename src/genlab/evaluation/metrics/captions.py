@@ -73,15 +73,21 @@ class Cycle(Metric):
         self.keep(captioner=captioner, tokenize=tokenize)
         told = getattr(captioner.on("cpu"), "conditions", ()) if hasattr(captioner, "on") else ()
         self._shapes = [tuple(known.shape) for known in told if isinstance(known, Picture)]
-        if len(self._shapes) != 1 or captioner.on("cpu").modality.name != "text":
+        if not isinstance(captioner, str):  # which it is in a stored record
+            self._check_captioner()
+
+    def _check_captioner(self) -> None:
+        if len(self._shapes) != 1 or self.captioner.on("cpu").modality.name != "text":
+            source = getattr(self.captioner, "source", self.captioner)
             raise ConfigError(
-                f"evaluation.metrics.{self.key}.captioner: {getattr(captioner, 'source', captioner)} makes no texts of "
-                "pictures; give a run of model=captioner"
+                f"evaluation.metrics.{self.key}.captioner: {source} makes no texts of pictures; give a run of "
+                "model=captioner"
             )
 
     def check(self, model: Any, data: Any, protocol: Any) -> None:
         """Also that the captioner reads pictures of this shape."""
         super().check(model, data, protocol)
+        self._check_captioner()
         if (shape := tuple(data.manifest.facts.get("shape", self._shapes[0]))) != self._shapes[0]:
             raise ConfigError(
                 f"evaluation.metrics.{self.key}.captioner: {self.captioner.source} reads pictures of "
