@@ -50,21 +50,26 @@ def compared(repeats: int) -> dict[str, Any]:
     known = {key: capabilities.get(key) for key in ("cpu_name", "avx512_bf16", "amx_bf16")}
     result: dict[str, Any] = {"processor's": known}
     for name, (module, forward) in cases.items():
-        once: dict[bool, list[float]] = {False: [], True: []}
+        attends = hasattr(module, "set_attn_implementation")
+        seconds: dict[str, list[float]] = {
+            kind: [] for kind in ("float32", "bf16", *(("bf16, SDPA",) if attends else ()))
+        }
         for round_ in range(repeats + 1):
-            for half in (False, True):
-                if hasattr(module, "set_attn_implementation"):
+            for kind, once in seconds.items():
+                if attends:
                     module.set_attn_implementation("sdpa")
-                if half:
+                if kind == "bf16":
                     attend_by_products(module)
                 began = time.process_time()
-                with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+                with contextlib.nullcontext() if kind == "float32" else torch.autocast("cpu", torch.bfloat16):
                     output = forward().float()
                 output.square().mean().backward()
-                once[half] += [time.process_time() - began] if round_ else []
-        ratios = [full / half for full, half in zip(once[False], once[True], strict=True)]
-        result[name] = {
-            "float32 / bf16-mixed": statistics.median(ratios), "from": min(ratios), "to": max(ratios),
-            "milliseconds in float32": 1e3 * statistics.median(once[False]),
-        }  # fmt: skip
+                once += [time.process_time() - began] if round_ else []
+        full = seconds.pop("float32")
+        result[name] = {"milliseconds in float32": 1e3 * statistics.median(full)}
+        for kind, once in seconds.items():
+            ratios = [a / b for a, b in zip(full, once, strict=True)]
+            result[name][f"float32 / {kind}"] = {
+                "median": statistics.median(ratios), "from": min(ratios), "to": max(ratios)
+            }  # fmt: skip
     return result

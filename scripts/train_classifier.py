@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genlab.data.images import StandardImages
+from genlab.data.module import DataModule
 from genlab.data.sources import Source
 from genlab.errors import GenlabError
 from genlab.evaluation.extractors import WEIGHTS, SmallCNN, exact_float32
@@ -131,13 +132,24 @@ def fit(network: nn.Module, recipe: Any, labels: Tensor, logits: Callable[[Tenso
         print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / steps:.4f}, {left / 60:.0f} min left", flush=True)
 
 
-def save(path: Path, network: nn.Module, logits: Tensor, labels: Tensor, facts: dict[str, Any], seconds: float) -> None:
+def save(
+    path: Path,
+    network: nn.Module,
+    logits: Tensor,
+    labels: Tensor,
+    architecture: str,
+    data: DataModule,
+    recipe: Any,
+    seconds: float,
+) -> None:
     """Writes weights and their card.
 
     Args:
         path: NAME.safetensors.
         logits: of the test split, [N, classes]. labels: int64 [N].
-        facts: architecture, data and recipe.
+        architecture: in words.
+        data: what it learned from, and was tested on.
+        recipe: a dataclass.
         seconds: of the training.
     """
     with replacing(path) as temporary:
@@ -145,15 +157,15 @@ def save(path: Path, network: nn.Module, logits: Tensor, labels: Tensor, facts: 
     card = {
         "name": path.stem,
         "sha256": sha256_of(path),
-        "architecture": facts["architecture"],
+        "architecture": architecture,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "data": facts["data"],
+        "data": {"name": data.name, **{split: data.manifest.splits[split]["sha256"] for split in ("train", "test")}},
         "test": {
             "accuracy": round(label_accuracy(logits, labels), 6),
             "confident_09": round(confident(logits), 6),
             "cross_entropy": round(F.cross_entropy(logits, labels).item(), 6),
         },
-        "recipe": facts["recipe"],
+        "recipe": asdict(recipe),
         "command": f"python scripts/{Path(sys.argv[0]).name} " + " ".join(sys.argv[1:]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
@@ -182,13 +194,8 @@ def main() -> int:
         seconds = time.monotonic() - began
         with exact_float32(torch.device("cpu")):
             logits = torch.cat([network(part)[1] for part in held_out["image"].split(100)])
-        splits = data.manifest.splits
-        facts = {
-            "architecture": ARCHITECTURE,
-            "data": {"name": recipe.data, "train": splits["train"]["sha256"], "test": splits["test"]["sha256"]},
-            "recipe": asdict(recipe),
-        }
-        save(args.out / f"{args.name}.safetensors", network, logits, held_out["label"], facts, seconds)
+        path = args.out / f"{args.name}.safetensors"
+        save(path, network, logits, held_out["label"], ARCHITECTURE, data, recipe, seconds)
     except GenlabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +157,8 @@ def main() -> int:
         seconds = time.monotonic() - began
         with exact_float32(torch.device("cpu")):
             logits = torch.cat([network(part)[1] for part in held_out["audio"].split(50)])
-        splits = data.manifest.splits
-        facts = {
-            "architecture": architecture(recipe),
-            "data": {"name": data.name, "train": splits["train"]["sha256"], "test": splits["test"]["sha256"]},
-            "recipe": asdict(recipe),
-        }
-        save(args.out / f"{args.name}.safetensors", network, logits, held_out[recipe.told], facts, seconds)
+        path = args.out / f"{args.name}.safetensors"
+        save(path, network, logits, held_out[recipe.told], architecture(recipe), data, recipe, seconds)
     except GenlabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -293,7 +293,7 @@ def test_refused_settings_and_folders(tmp_path: Path) -> None:
         (root, {"val_fraction": 0.0}, "validation has 0 items, train 8; set data.val_fraction=0.1"),
         (root, {"channels": 3}, "data.channels is 3: must be >= 1 and <= 2"),
         (root, {"samples": 0}, "data.samples is 0: must be >= 1"),
-        (root, {"captions": "words.txt"}, r"data\.captions=words\.txt: give a \.jsonl or a \.csv, beside for"),
+        (root, {"captions": "words.txt"}, r"data\.captions=words\.txt: give a \.jsonl or a \.csv, or beside for"),
         (root, {"captions": "beside"}, "data.vocab_size=null: captions need a vocabulary"),
         (root, {"sample_rate": 0}, "data.sample_rate is 0: must be >= 1"),
     ):  # fmt: skip

@@ -13,7 +13,7 @@ from test_evaluation import Corner, Painter, make_data, paint, small
 
 from genlab.errors import ConfigError, DataError
 from genlab.evaluation import evaluate, evaluate_samples
-from genlab.evaluation.images import lowered
+from genlab.evaluation.features import lowered
 from genlab.evaluation.judged import Folder, items_from, texts_from
 from genlab.evaluation.metrics import FID, LabelAccuracy
 

@@ -57,11 +57,13 @@ class Modality(ABC):
     Attributes:
         name: in messages, records and manifests.
         extractor: whether evaluation hands the items to a feature extractor, beside real ones.
+        usual_extractor: the one it takes where neither the protocol nor the data have one; None: it must be named.
         abreast: items that a person looks at side by side, before what is compared with them.
     """
 
     name: ClassVar[str]
     extractor: ClassVar[bool] = False
+    usual_extractor: ClassVar[str | None] = None
     abreast: ClassVar[int] = 8
 
     @abstractmethod
@@ -133,7 +135,7 @@ class Modality(ABC):
 class Image(Modality):
     """uint8 [N, C, H, W], C 1, 3 or 4 (RGBA). A file is a PNG."""
 
-    name, extractor = "image", True
+    name, extractor, usual_extractor = "image", True, "inception-v3-compat"
 
     def check(self, data: Any) -> None:
         _check(self, data, torch.uint8, "N, C, H, W")

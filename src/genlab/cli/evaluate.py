@@ -17,8 +17,8 @@ from genlab.data.module import SPLITS
 from genlab.errors import ConfigError
 from genlab.evaluation import Protocol, evaluate, evaluate_samples, write_record
 from genlab.evaluation.evaluator import modality_of
-from genlab.evaluation.judged import Folder, Judged, items_from, texts_from
-from genlab.evaluation.sound_files import SoundFolder
+from genlab.evaluation.judged import FOLDERS, Judged, items_from, texts_from
+from genlab.modality import Image
 from genlab.networks.adapter import without_adapter
 from genlab.runs.directory import find_run
 
@@ -131,9 +131,8 @@ def _samples(config: DictConfig) -> dict[str, Any]:
     context = {"samples": str(config.samples)}
     device = choose_device(config.device)
     data: Any = None if config.get("data") is None else ready_data(config)
-    sounds = any(metric.modality == "audio" for metric in protocol.metrics.values())
-    images = all(metric.judges("image") for metric in protocol.metrics.values())
-    if source.suffix == ".jsonl" or not (images or sounds):
+    folder = FOLDERS.get(protocol.modality or Image.name)
+    if source.suffix == ".jsonl" or folder is None:
         read = texts_from(source, protocol.n)
         split = "given" if data is None or read.items.references else protocol.reference_split
         n = None if protocol.n is None and protocol.needs_pairs else read.n
@@ -145,7 +144,7 @@ def _samples(config: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"samples={config.samples} is a split of a data set: say which with data=NAME.")
         judged, split = data, config.samples
     else:
-        judged, split = (SoundFolder(source, data) if sounds else Folder(source)), "folder"
+        judged, split = folder(source, data), "folder"
     if config.reference is not None:
         data, protocol = _reference(config.reference, protocol, judged)
     if data is None:
@@ -167,13 +166,19 @@ def _protocol(config: DictConfig, own: Any) -> Protocol:
     return protocol
 
 
-def _reference(path: str, protocol: Protocol, judged: Any) -> tuple[Folder | SoundFolder, Protocol]:
+def _reference(path: str, protocol: Protocol, like: Any) -> tuple[Any, Protocol]:
     """A folder in the place of the data set, and the protocol under the name that says so. Sounds of it are cut and
-    padded as those that are judged."""
-    sounds = any(metric.modality == "audio" for metric in protocol.metrics.values())
-    like = judged if getattr(getattr(judged, "manifest", None), "modality", None) == "audio" else None
-    folder = SoundFolder(Path(path), like) if sounds else Folder(Path(path))
-    return folder, replace(protocol, reference_split="folder", floor=False, name=None)
+    padded as those that are judged.
+
+    Raises:
+        ConfigError: what is judged is not read from folders.
+    """
+    folder = FOLDERS.get(protocol.modality or Image.name)
+    if folder is None:
+        raise ConfigError(
+            f"reference={path}: {protocol.name} judges {protocol.modality}, which has no folders; leave it out"
+        )
+    return folder(Path(path), like), replace(protocol, reference_split="folder", floor=False, name=None)
 
 
 def _show(made: list[tuple[dict[str, Any], Path]], rank: int) -> float | None:

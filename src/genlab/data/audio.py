@@ -207,16 +207,14 @@ class AudioFolder(AudioData):
     ) -> None:
         check_settings(AudioFolder.__init__, locals(), "data.")
         super().__init__(name, **options)
-        if captions not in (None, "beside") and Path(captions).suffix not in (".jsonl", ".csv"):
-            raise ConfigError(f"data.captions={captions}: give a .jsonl or a .csv, beside for .txt files, or null")
+        self.captions: CaptionFiles | None = None
+        if captions is not None:
+            table = None if captions == "beside" else captions
+            self.captions = CaptionFiles(table, (file_field, caption_field), self.faulty, EXTENSIONS, "beside")
         if captions is not None and vocab_size is None:
             raise ConfigError("data.vocab_size=null: captions need a vocabulary, give the number of its tokens")
         self.root, self.vocabulary, self.kind = Path(root).expanduser(), vocabulary, tokenizer
         self.vocab_size, self.max_caption = vocab_size, max_caption
-        self.captions: CaptionFiles | None = None
-        if captions is not None:
-            table = None if captions == "beside" else captions
-            self.captions = CaptionFiles(table, (file_field, caption_field), self.faulty, EXTENSIONS)
         self.classes: list[str] = []
 
     def own_facts(self) -> dict[str, Any]:

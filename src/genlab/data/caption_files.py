@@ -25,6 +25,7 @@ class CaptionFiles:
         fields: of the table: the file's path from the folder, and its caption or (in .jsonl) a list of captions.
         faulty: "refuse" raises where something cannot be, "drop" leaves it out and counts it.
         extensions: of the files that are looked for beside their .txt.
+        beside: what data.captions is for those, for a message.
 
     Attributes:
         dropped: how many were left out, by cause.
@@ -36,7 +37,10 @@ class CaptionFiles:
         fields: tuple[str, str],
         faulty: Literal["refuse", "drop"],
         extensions: Collection[str],
+        beside: str = "null",
     ) -> None:
+        if table is not None and Path(table).suffix not in (".jsonl", ".csv"):
+            raise ConfigError(f"data.captions={table}: give a .jsonl or a .csv, or {beside} for .txt files")
         self.table, self.faulty, self.extensions = table, faulty, extensions
         self.file_field, self.caption_field = fields
         self.dropped: collections.Counter[str] = collections.Counter()

@@ -259,8 +259,6 @@ class CaptionedFolder(CaptionedImages):
     ) -> None:
         check_settings(CaptionedFolder.__init__, locals(), "data.")
         super().__init__(name, **options)
-        if captions is not None and Path(captions).suffix not in (".jsonl", ".csv"):
-            raise ConfigError(f"data.captions={captions}: give a .jsonl or a .csv, or null for .txt files")
         self.root, self.cache_max, self.decode = Path(root).expanduser(), cache_max, Decode(self.shape, resize, crop)
         self.files = CaptionFiles(captions, (file_field, caption_field), faulty, EXTENSIONS)
 

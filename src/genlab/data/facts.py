@@ -34,5 +34,5 @@ def npz_facts(path: str | Path) -> dict[str, Any]:
             if f"{label}.npy" in members and members[f"{label}.npy"].file_size < MOST:
                 facts["num_classes"] = int(file[label].max()) + 1
     except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile):
-        return facts
+        return facts  # without what cannot be read
     return facts

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from genlab.errors import ConfigError
-from genlab.evaluation.images import IN_CACHE, ImageEvaluation, lowered
+from genlab.evaluation.features import IN_CACHE, FeatureEvaluation, lowered
 from genlab.evaluation.judged import Judged, generated_by, reconstructions_of
 from genlab.evaluation.metrics.base import Items, measure
 from genlab.evaluation.protocol import Protocol
@@ -142,7 +142,7 @@ def _judge(
         return item_record(items, protocol, progress, data, device, table), protocol
     if items.n != protocol.n:  # files hold as many as they hold
         protocol = replace(protocol, n=items.n, name=None)
-    evaluation = ImageEvaluation(data, protocol, device, progress)
+    evaluation = FeatureEvaluation(data, protocol, device, progress)
     if max_minutes is not None or say is not None:
         item_s, real_s = (seconds / world()[1] for seconds in evaluation.seconds(items))
         fewer = protocol
@@ -157,7 +157,7 @@ def _judge(
             say(words if fewer is protocol else f"{words}; {protocol.name} would take more than {max_minutes:g} min")
         if fewer is not protocol:
             protocol, items = fewer, judged(fewer)
-            evaluation = ImageEvaluation(data, protocol, device, progress)
+            evaluation = FeatureEvaluation(data, protocol, device, progress)
     return evaluation.record(items, picture), protocol
 
 

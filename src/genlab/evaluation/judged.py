@@ -23,6 +23,7 @@ from genlab.errors import ConfigError, DataError
 from genlab.evaluation.metrics.base import Items, plain
 from genlab.evaluation.protocol import Protocol
 from genlab.evaluation.reference import data_modality, read_items, real_batch, real_items
+from genlab.evaluation.sound_files import SoundFolder
 from genlab.files import sha256_of
 from genlab.modality import Modality, Text
 from genlab.samples import Samples
@@ -145,13 +146,14 @@ class Folder:
     Args:
         path: images, in class folders (labels: their places in alphabetical order) or not; or an .npz with `image` and
             perhaps `label` (or arr_0 and arr_1), uint8.
+        like: see SoundFolder; images keep their own size.
 
     Raises:
         ConfigError: nothing there.
         DataError: a file that cannot be read, or images of unequal sizes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, like: Any = None) -> None:
         if path.is_dir():
             self._source: Source
             self._source, digest, told = _open_folder(path)
@@ -188,6 +190,12 @@ def _open_folder(path: Path) -> tuple[Source, str, dict[str, str]]:
     if steps:
         warnings.warn(f"{path}: post-processed pictures, not those that a model has made: {steps}")
     return ImageFiles(paths, label, decode, str(path)), digest.hexdigest(), {"postprocess": steps} if steps else {}
+
+
+FOLDERS = {
+    "image": Folder,
+    "audio": SoundFolder,
+}  # by modality: what reads files of other programs, where it is no text
 
 
 def items_from(data: Any, split: str, protocol: Protocol) -> Judged:

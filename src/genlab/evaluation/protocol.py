@@ -154,6 +154,11 @@ class Protocol:
         """Whether all metrics compare with references; where only some do, those are not applicable without."""
         return bool(self.metrics) and all("pairs" in metric.needs for metric in self.metrics.values())
 
+    @property
+    def modality(self) -> str | None:
+        """The name of the modality that its metrics judge; None: any."""
+        return next((metric.modality for metric in self.metrics.values() if metric.modality), None)
+
     def check_model(self, model: Any, modality: str, maker: str = "the model makes") -> None:
         """The part of `check` that needs no data.
 

@@ -12,6 +12,7 @@ from genlab.data.folder import list_images
 from genlab.data.manifest import Manifest, digest
 from genlab.errors import ConfigError
 from genlab.files import sha256_of
+from genlab.modality import Audio
 from genlab.sound import read_samples
 
 
@@ -37,7 +38,7 @@ class SoundFolder:
         files, labels = list_images(path, classes, EXTENSIONS, "clip")
         if not files:
             raise ConfigError(f"{path}: holds 0 sounds ({', '.join(sorted(EXTENSIONS))})")
-        facts = {} if like is None else like.manifest.facts
+        facts = like.manifest.facts if like is not None and like.manifest.modality == Audio.name else {}
         rate = facts.get("sample_rate") or read_samples(files[0])[1]
         decode = DecodeClip(rate, 1, True, 0.0)
         clips = [torch.tensor(decode(file)[0]) for file in files]
@@ -50,7 +51,7 @@ class SoundFolder:
         sha = digest([[name["file"], sha256_of(file)] for name, file in zip(names, files, strict=True)])
         own = {"shape": [1, length], "sample_rate": rate, "num_classes": len(classes) or None}
         splits = {"folder": {"count": len(files), "sha256": sha}}
-        self.manifest = Manifest(path.name, "audio", own, splits, decode.describe())
+        self.manifest = Manifest(path.name, Audio.name, own, splits, decode.describe())
 
     def source(self, split: str) -> Clips:
         """The clips."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -105,10 +106,10 @@ class WaveformStage(nn.Module):
         widths = [width * 2**i for i in range(len(strides) + 1)]
         down: list[nn.Module] = [Conv(channels, width, 7, causal=causal)]
         up: list[nn.Module] = [Conv(latent_channels, widths[-1], 7, causal=causal)]
-        for stride, a, b in zip(strides, widths, widths[1:], strict=False):
+        for stride, (a, b) in zip(strides, pairwise(widths), strict=True):
             down += [ResidualUnit(a, 3**i, causal) for i in range(layers)]
             down += [nn.ELU(), Conv(a, b, 2 * stride, stride, causal=causal)]
-        for stride, a, b in zip(strides[::-1], widths[:0:-1], widths[-2::-1], strict=True):
+        for stride, (a, b) in zip(strides[::-1], pairwise(widths[::-1]), strict=True):
             up += [nn.ELU(), TransposedConv(a, b, stride, causal)]
             up += [ResidualUnit(b, 3**i, causal) for i in range(layers)]
         self.encoder = nn.Sequential(*down, nn.ELU(), Conv(widths[-1], latent_channels, 3, causal=causal))

@@ -246,8 +246,8 @@ class ResidualQuantiser(Bottleneck):
         return torch.stack(parts).sum(0)
 
     def moved(self, finite: bool) -> None:
-        begun = [True, *(bool(book.steps > 0) for book in self.books)]
-        for book, ready in zip(self.books, begun, strict=False):
+        begun = [True, *(bool(book.steps > 0) for book in self.books[:-1])]  # whether the level before has begun
+        for book, ready in zip(self.books, begun, strict=True):
             book.moved(finite and ready)
 
     def draw(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:

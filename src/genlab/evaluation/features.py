@@ -36,11 +36,11 @@ from genlab.evaluation.sharding import bar, from_first_rank, sharded, world
 from genlab.modality import Modality
 
 IN_CACHE = 1e-6  # seconds an item whose features are there
-# Data sets that have an extractor of their own; all others take Inception.
+# Data sets that have an extractor of their own; all others take the usual one of their modality.
 EXTRACTOR_OF = {"mnist": "mnist-cnn", "fashion_mnist": "fashion-cnn", "spoken_digits": "spoken-digits-cnn"}
 
 
-class ImageEvaluation:
+class FeatureEvaluation:
     """Images or sounds against real ones under a protocol.
 
     Args:
@@ -219,21 +219,21 @@ class ImageEvaluation:
 
 
 def _extractor(protocol: Protocol, data: Any, device: torch.device) -> Extractor:
-    """The protocol's extractor, else the data set's, else of images Inception.
+    """The protocol's extractor, else the data set's, else the modality's usual one.
 
     Raises:
-        ConfigError: sounds of a data set without an extractor of its own.
+        ConfigError: there is none.
     """
     choice = protocol.extractor
     if not isinstance(choice.name, str | None):
         return choice.name
-    name = choice.name or EXTRACTOR_OF.get(data.manifest.name)
-    if name is None and data.manifest.modality == "audio":
+    modality = data_modality(data)
+    name = choice.name or EXTRACTOR_OF.get(data.manifest.name) or modality.usual_extractor
+    if name is None:
         raise ConfigError(
-            f"evaluation.extractor.name=null: {data.manifest.name} has no extractor of its own; name one of sounds, "
-            "spoken-digits-cnn or clap"
+            f"evaluation.extractor.name=null: {data.manifest.name} has no extractor of its own; name one that reads "
+            f"{modality.name}, such as spoken-digits-cnn or clap"
         )
-    name = name or "inception-v3-compat"
     return load_extractor(name, batch=choice.batch, device=device, path=choice.path)
 
 
@@ -254,7 +254,7 @@ def lowered(protocol: Protocol, judged_unit: int, item_s: float, real_s: float, 
     Args:
         protocol: the one that was asked for.
         judged_unit: items of a chunk, of which n becomes a multiple.
-        item_s: seconds an item, from `ImageEvaluation.seconds`, over all ranks.
+        item_s: seconds an item, from `FeatureEvaluation.seconds`, over all ranks.
         real_s: seconds of the real images, likewise.
         minutes: what there is.
 
